@@ -1,0 +1,155 @@
+#include "bindings/convert.h"
+
+/* "float32 array of shape (3, 4)" for error messages. */
+static PyObject *describe(PyObject *object)
+{
+    if (!PyArray_Check(object))
+        return PyUnicode_FromString(Py_TYPE(object)->tp_name);
+    PyObject *shape = PyObject_GetAttrString(object, "shape");
+    if (shape == NULL)
+        return NULL;
+    PyObject *text = PyUnicode_FromFormat("%S array of shape %R", PyArray_DESCR((PyArrayObject *)object), shape);
+    Py_DECREF(shape);
+    return text;
+}
+
+static int refuse(PyObject *exception, const char *name, PyObject *expected, PyObject *object)
+{
+    PyObject *got = describe(object);
+    if (expected != NULL && got != NULL)
+        PyErr_Format(exception, "%s: expected %U, got %U", name, expected, got);
+    Py_XDECREF(expected);
+    Py_XDECREF(got);
+    return 0;
+}
+
+static const char *type_name(int typenum)
+{
+    switch (typenum) {
+    case NPY_FLOAT32: return "float32";
+    case NPY_FLOAT64: return "float64";
+    case NPY_INT8:    return "int8";
+    case NPY_UINT8:   return "uint8";
+    case NPY_UINT16:  return "uint16";
+    case NPY_FLOAT16: return "float16";
+    case NPY_INT32:   return "int32";
+    case NPY_INT64:   return "int64";
+    case NPY_BOOL:    return "bool";
+    default:          return "numeric";
+    }
+}
+
+int wasi_need_array(PyObject *object, int typenum, int ndim, const char *name, wasi_array *out)
+{
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (!PyArray_Check(object) || PyArray_TYPE(array) != typenum)
+        return refuse(PyExc_TypeError, name, PyUnicode_FromFormat("a %s array", type_name(typenum)), object);
+    if (ndim >= 0 && PyArray_NDIM(array) != ndim)
+        return refuse(PyExc_ValueError, name, PyUnicode_FromFormat("%d dimensions", ndim), object);
+    if (PyArray_NDIM(array) > WASI_MAX_DIMS)
+        return refuse(PyExc_ValueError, name, PyUnicode_FromFormat("at most %d dimensions", WASI_MAX_DIMS), object);
+    if (!PyArray_ISCARRAY_RO(array)) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a C-contiguous, aligned array in native byte order, got a view "
+                     "that is not; pass numpy.ascontiguousarray(%s)", name, name);
+        return 0;
+    }
+    out->object = array;
+    out->data = PyArray_DATA(array);
+    out->ndim = PyArray_NDIM(array);
+    out->size = PyArray_SIZE(array);
+    for (int i = 0; i < out->ndim; i++)
+        out->dim[i] = PyArray_DIM(array, i);
+    return 1;
+}
+
+int wasi_need_real(PyObject *object, int ndim, const char *name, wasi_array *out, int *typenum)
+{
+    *typenum = PyArray_Check(object) ? PyArray_TYPE((PyArrayObject *)object) : NPY_NOTYPE;
+    if (*typenum != NPY_FLOAT32 && *typenum != NPY_FLOAT64)
+        return refuse(PyExc_TypeError, name, PyUnicode_FromString("a float32 or float64 array"), object);
+    return wasi_need_array(object, *typenum, ndim, name, out);
+}
+
+int wasi_maybe_array(PyObject *object, int typenum, int ndim, const char *name, wasi_array *out)
+{
+    *out = (wasi_array){0};
+    return object == NULL || object == Py_None || wasi_need_array(object, typenum, ndim, name, out);
+}
+
+int wasi_need_writable(PyObject *object, int typenum, int ndim, const char *name, wasi_array *out)
+{
+    if (!wasi_need_array(object, typenum, ndim, name, out))
+        return 0;
+    if (!PyArray_ISWRITEABLE(out->object)) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a writable array, got a read-only one", name);
+        return 0;
+    }
+    return 1;
+}
+
+int wasi_need_dim(const wasi_array *array, int axis, npy_intp expected, const char *name, const char *why)
+{
+    if (array->dim[axis] == expected)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "%s.shape[%d]: expected %zd (%s), got %zd", name, axis, (Py_ssize_t)expected, why,
+                 (Py_ssize_t)array->dim[axis]);
+    return 0;
+}
+
+int wasi_need_disjoint(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name)
+{
+    if (a->object == NULL || b->object == NULL)
+        return 1;
+    const char *a0 = a->data, *a1 = a0 + PyArray_NBYTES(a->object);
+    const char *b0 = b->data, *b1 = b0 + PyArray_NBYTES(b->object);
+    if (a1 <= b0 || b1 <= a0)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "%s: expected memory of its own, got an array that overlaps %s", a_name, b_name);
+    return 0;
+}
+
+PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims)
+{
+    return (PyArrayObject *)PyArray_SimpleNew(ndim, dims, typenum);
+}
+
+PyArrayObject *wasi_new_scratch(size_t bytes)
+{
+    npy_intp dim = (npy_intp)bytes;
+    if (bytes > PY_SSIZE_T_MAX) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    return wasi_new_array(NPY_UINT8, 1, &dim);
+}
+
+PyArrayObject *wasi_out_array(PyObject *out, int typenum, int ndim, const npy_intp *dims, const char *name)
+{
+    if (out == NULL || out == Py_None)
+        return wasi_new_array(typenum, ndim, dims);
+    wasi_array array;
+    if (!wasi_need_writable(out, typenum, ndim, name, &array))
+        return NULL;
+    for (int i = 0; i < ndim; i++)
+        if (!wasi_need_dim(&array, i, dims[i], name, "the result's shape"))
+            return NULL;
+    Py_INCREF(out);
+    return (PyArrayObject *)out;
+}
+
+PyObject *wasi_raise(wasi_status status, const char *where)
+{
+    PyObject *exception = PyExc_RuntimeError;
+    switch (status) {
+    case WASI_ERR_NONFINITE:
+    case WASI_ERR_RANK:     exception = PyExc_ArithmeticError; break;
+    case WASI_ERR_RANGE:    exception = PyExc_ValueError; break;
+    case WASI_ERR_OVERFLOW: exception = PyExc_OverflowError; break;
+    case WASI_ERR_MEMORY:   return PyErr_NoMemory();
+    case WASI_ERR_LAPACK:
+    case WASI_ERR_THREAD:
+    case WASI_OK:           break;
+    }
+    PyErr_Format(exception, "%s: %s", where, wasi_status_text(status));
+    return NULL;
+}

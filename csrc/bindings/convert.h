@@ -1,0 +1,62 @@
+/* What every binding shares: argument checks that name the argument, allocation, status to exception.
+ *
+ * A binding has five steps: parse, check, allocate, release the GIL for exactly one kernel call,
+ * turn the status into a result. Owned pointers start NULL and one `done:` label frees them. */
+#ifndef WASI_BINDINGS_CONVERT_H
+#define WASI_BINDINGS_CONVERT_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define PY_ARRAY_UNIQUE_SYMBOL wasi_numpy_api
+#ifndef WASI_IMPORTS_NUMPY /* bindings/module.c alone holds the API table */
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+#undef I /* <complex.h>, which NumPy includes, takes the name of our input width */
+
+#include "common/parallel.h"
+#include "common/status.h"
+
+#define WASI_MAX_DIMS 8
+
+/* The array behind a Python argument. `data` is borrowed from `object`, which the caller's tuple holds. */
+typedef struct {
+    PyArrayObject *object;
+    void *data;
+    int ndim;
+    npy_intp dim[WASI_MAX_DIMS];
+    npy_intp size; /* number of elements */
+} wasi_array;
+
+/* Checks that `object` is an aligned, C-contiguous, native NumPy array of the type with `ndim` dimensions
+ * (-1: any up to WASI_MAX_DIMS). On failure sets an exception that names the argument and says what was
+ * expected and what came, and returns false. Nothing is ever converted or copied. */
+int wasi_need_array(PyObject *object, int typenum, int ndim, const char *name, wasi_array *out);
+#define wasi_need_f32(object, ndim, name, out) wasi_need_array(object, NPY_FLOAT32, ndim, name, out)
+/* float32 or float64; `typenum` receives which. */
+int wasi_need_real(PyObject *object, int ndim, const char *name, wasi_array *out, int *typenum);
+/* The same for an argument that may be None: then `out->object` and `out->data` are NULL. */
+int wasi_maybe_array(PyObject *object, int typenum, int ndim, const char *name, wasi_array *out);
+/* ... and for one that is written to: read-only arrays are refused. */
+int wasi_need_writable(PyObject *object, int typenum, int ndim, const char *name, wasi_array *out);
+
+/* Checks `array->dim[axis] == expected`; the message says "name.shape[axis]: expected E (why), got G". */
+int wasi_need_dim(const wasi_array *array, int axis, npy_intp expected, const char *name, const char *why);
+/* Refuses arrays that share memory where a kernel must not alias. */
+int wasi_need_disjoint(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name);
+
+/* A new uninitialised array (of the current NumPy memory handler, so an active wasi.Arena serves it). */
+PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims);
+#define wasi_new_f32(ndim, dims) wasi_new_array(NPY_FLOAT32, ndim, dims)
+/* A block of scratch memory that dies with its reference. */
+PyArrayObject *wasi_new_scratch(size_t bytes);
+/* `out` if it is given and fits (dtype, shape, writable), else a new array. A new reference or NULL. */
+PyArrayObject *wasi_out_array(PyObject *out, int typenum, int ndim, const npy_intp *dims, const char *name);
+
+/* Sets the exception for a status; `where` names the operation. Returns NULL for convenience. */
+PyObject *wasi_raise(wasi_status status, const char *where);
+
+#define WASI_DATA(array) PyArray_DATA(array)
+
+#endif

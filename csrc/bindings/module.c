@@ -1,0 +1,88 @@
+#define WASI_IMPORTS_NUMPY
+#include "bindings/tables.h"
+
+#include "common/blas.h"
+#include "common/isa.h"
+
+static PyObject *set_num_threads(PyObject *self, PyObject *argument)
+{
+    long n = PyLong_AsLong(argument);
+    if (n == -1 && PyErr_Occurred())
+        return NULL;
+    if (n < 1 || n > WASI_MAX_THREADS)
+        return PyErr_Format(PyExc_ValueError, "n: expected 1 to %d threads, got %ld", WASI_MAX_THREADS, n);
+    wasi_set_num_threads((int)n);
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_num_threads(PyObject *self, PyObject *unused)
+{
+    return PyLong_FromLong(wasi_get_num_threads());
+}
+
+static PyObject *set_isa(PyObject *self, PyObject *argument)
+{
+    const char *name = PyUnicode_AsUTF8(argument);
+    if (name == NULL)
+        return NULL;
+    if (!wasi_isa_select(name))
+        return PyErr_Format(PyExc_ValueError, "name: expected an instruction set of this machine and build, got '%s'",
+                            name);
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_isa(PyObject *self, PyObject *unused)
+{
+    return PyUnicode_FromString(wasi_isa_name(wasi_isa));
+}
+
+static PyObject *blas_config(PyObject *self, PyObject *unused)
+{
+    return PyUnicode_FromString(wasi_blas_config());
+}
+
+static PyMethodDef module_methods[] = {
+    {"set_num_threads", set_num_threads, METH_O, "set_num_threads(n)"},
+    {"get_num_threads", get_num_threads, METH_NOARGS, "get_num_threads()"},
+    {"set_isa", set_isa, METH_O, "set_isa(name)"},
+    {"get_isa", get_isa, METH_NOARGS, "get_isa()"},
+    {"blas_config", blas_config, METH_NOARGS, "blas_config()"},
+    {NULL},
+};
+
+static int module_exec(PyObject *module)
+{
+    if (PyArray_ImportNumPyAPI() < 0)
+        return -1;
+    wasi_blas_init();
+    wasi_isa_init();
+    PyMethodDef *const tables[] = {
+        module_methods,
+        wasi_linear_methods,
+    };
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+        if (PyModule_AddFunctions(module, tables[i]) < 0)
+            return -1;
+    return wasi_add_arena_type(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, (void *)(uintptr_t)module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    /* NumPy's own limit, and ours: one interpreter a process. */
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "wasi._core",
+    .m_doc = "The C core of wasi. Private: use wasi.ops, wasi.linalg and what stands above them.",
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    return PyModuleDef_Init(&module_definition);
+}

@@ -1,0 +1,14 @@
+/* The method tables that make up wasi._core: one per bind_*.c file, listed in module.c. */
+#ifndef WASI_BINDINGS_TABLES_H
+#define WASI_BINDINGS_TABLES_H
+
+#include "bindings/convert.h"
+
+extern PyMethodDef wasi_linear_methods[];
+
+int wasi_add_arena_type(PyObject *module);
+
+/* Shorthand for a table row of a function that takes keywords. */
+#define WASI_METHOD(name, function, doc) {name, (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS, doc}
+
+#endif

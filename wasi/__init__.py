@@ -1,0 +1,24 @@
+"""wasi: fine-tune, train and run transformers on a CPU, with weights and activations kept in subspaces."""
+
+import ctypes as _ctypes
+import importlib.util as _util
+from pathlib import Path as _Path
+
+
+def _load_blas():
+    """Loads the OpenBLAS of the scipy-openblas32 wheel privately.
+
+    Importing that package would load it with RTLD_GLOBAL and so hand our single-threaded copy to SciPy as well.
+    """
+    spec = _util.find_spec("scipy_openblas32")
+    if spec is not None:
+        for path in sorted((_Path(spec.submodule_search_locations[0]) / "lib").glob("libscipy_openblas.*")):
+            _ctypes.CDLL(str(path), mode=_ctypes.RTLD_LOCAL)
+
+
+_load_blas()
+
+from wasi._core import Arena, get_num_threads, set_num_threads  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["Arena", "get_num_threads", "set_num_threads"]
