@@ -2,44 +2,6 @@
 
 #include "kernels/linear.h"
 
-/* Rows of x: every dimension but the last. */
-static npy_intp rows_of(const wasi_array *x)
-{
-    npy_intp M = 1;
-    for (int i = 0; i < x->ndim - 1; i++)
-        M *= x->dim[i];
-    return M;
-}
-
-/* Any number of leading dimensions, at least one in all. */
-static int need_rows(PyObject *object, const char *name, wasi_array *out)
-{
-    if (!wasi_need_f32(object, -1, name, out))
-        return 0;
-    if (out->ndim < 1) {
-        PyErr_Format(PyExc_ValueError, "%s: expected at least 1 dimension, got 0", name);
-        return 0;
-    }
-    return 1;
-}
-
-/* dims = the leading dimensions of x, then `last`. */
-static void like_rows(const wasi_array *x, npy_intp last, npy_intp *dims)
-{
-    for (int i = 0; i < x->ndim - 1; i++)
-        dims[i] = x->dim[i];
-    dims[x->ndim - 1] = last;
-}
-
-/* The output gradient must have x's leading dimensions; checked by the product where x is absent. */
-static int need_same_rows(const wasi_array *a, npy_intp M, const char *name)
-{
-    if (rows_of(a) == M)
-        return 1;
-    PyErr_Format(PyExc_ValueError, "%s: expected %zd rows, got %zd", name, (Py_ssize_t)M, (Py_ssize_t)rows_of(a));
-    return 0;
-}
-
 static PyObject *linear_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"x", "W", "b", "out", NULL};
@@ -47,21 +9,22 @@ static PyObject *linear_forward(PyObject *self, PyObject *args, PyObject *kwargs
     wasi_array x, W, b;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OO:linear_forward", names, &x_obj, &W_obj, &b_obj, &out_obj))
         return NULL;
-    if (!need_rows(x_obj, "x", &x) || !wasi_need_f32(W_obj, 2, "W", &W) ||
+    if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_f32(W_obj, 2, "W", &W) ||
         !wasi_maybe_array(b_obj, NPY_FLOAT32, 1, "b", &b) ||
         !wasi_need_dim(&x, x.ndim - 1, W.dim[1], "x", "W.shape[1]") ||
         (b.data && !wasi_need_dim(&b, 0, W.dim[0], "b", "W.shape[0]")))
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS];
-    like_rows(&x, W.dim[0], dims);
+    wasi_like_rows(&x, W.dim[0], dims);
     PyArrayObject *y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, dims, "out");
     if (y == NULL)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wasi_linear_forward(WASI_DATA(y), x.data, W.data, b.data, rows_of(&x), W.dim[0], W.dim[1], n_threads);
+    status = wasi_linear_forward(WASI_DATA(y), x.data, W.data, b.data, wasi_rows_of(&x), W.dim[0], W.dim[1],
+                                 n_threads);
     Py_END_ALLOW_THREADS
     if (status != WASI_OK) {
         Py_DECREF(y);
@@ -79,15 +42,15 @@ static PyObject *linear_backward(PyObject *self, PyObject *args, PyObject *kwarg
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OOpO:linear_backward", names, &dy_obj, &x_obj, &W_obj, &dW_obj,
                                      &db_obj, &need_dx, &out_obj))
         return NULL;
-    if (!need_rows(dy_obj, "dy", &dy) || !wasi_need_f32(W_obj, 2, "W", &W) ||
+    if (!wasi_need_rows(dy_obj, "dy", &dy) || !wasi_need_f32(W_obj, 2, "W", &W) ||
         !wasi_need_dim(&dy, dy.ndim - 1, W.dim[0], "dy", "W.shape[0]") ||
         !wasi_maybe_array(x_obj, NPY_FLOAT32, -1, "x", &x) ||
         (dW_obj != Py_None && !wasi_need_writable(dW_obj, NPY_FLOAT32, 2, "dW", &dW)) ||
         (db_obj != Py_None && !wasi_need_writable(db_obj, NPY_FLOAT32, 1, "db", &db)))
         return NULL;
-    npy_intp M = rows_of(&dy);
+    npy_intp M = wasi_rows_of(&dy);
     if (dW.data) {
-        if (!need_rows(x_obj, "x", &x) || !need_same_rows(&x, M, "x") ||
+        if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_same_rows(&x, M, "x") ||
             !wasi_need_dim(&x, x.ndim - 1, W.dim[1], "x", "W.shape[1]") ||
             !wasi_need_dim(&dW, 0, W.dim[0], "dW", "W.shape[0]") || !wasi_need_dim(&dW, 1, W.dim[1], "dW", "W.shape[1]"))
             return NULL;
@@ -96,7 +59,7 @@ static PyObject *linear_backward(PyObject *self, PyObject *args, PyObject *kwarg
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS];
-    like_rows(&dy, W.dim[1], dims);
+    wasi_like_rows(&dy, W.dim[1], dims);
     PyArrayObject *dx = NULL;
     if (need_dx && (dx = wasi_out_array(out_obj, NPY_FLOAT32, dy.ndim, dims, "out")) == NULL)
         return NULL;
@@ -128,7 +91,7 @@ static PyObject *factored_forward(PyObject *self, PyObject *args, PyObject *kwar
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OO:factored_forward", names, &x_obj, &L_obj, &R_obj, &b_obj,
                                      &out_obj))
         return NULL;
-    if (!need_rows(x_obj, "x", &x) || !need_factors(L_obj, R_obj, &L, &R) ||
+    if (!wasi_need_rows(x_obj, "x", &x) || !need_factors(L_obj, R_obj, &L, &R) ||
         !wasi_maybe_array(b_obj, NPY_FLOAT32, 1, "b", &b) ||
         !wasi_need_dim(&x, x.ndim - 1, R.dim[1], "x", "R.shape[1]") ||
         (b.data && !wasi_need_dim(&b, 0, L.dim[0], "b", "L.shape[0]")))
@@ -136,17 +99,17 @@ static PyObject *factored_forward(PyObject *self, PyObject *args, PyObject *kwar
 
     npy_intp dims[WASI_MAX_DIMS];
     PyArrayObject *y = NULL, *z = NULL;
-    like_rows(&x, L.dim[0], dims);
+    wasi_like_rows(&x, L.dim[0], dims);
     if ((y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, dims, "out")) == NULL)
         goto done;
-    like_rows(&x, L.dim[1], dims);
+    wasi_like_rows(&x, L.dim[1], dims);
     if ((z = wasi_new_f32(x.ndim, dims)) == NULL)
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wasi_factored_forward(WASI_DATA(y), WASI_DATA(z), x.data, L.data, R.data, b.data, rows_of(&x), L.dim[0],
-                                   R.dim[1], L.dim[1], n_threads);
+    status = wasi_factored_forward(WASI_DATA(y), WASI_DATA(z), x.data, L.data, R.data, b.data, wasi_rows_of(&x),
+                                   L.dim[0], R.dim[1], L.dim[1], n_threads);
     Py_END_ALLOW_THREADS
     result = status == WASI_OK ? PyTuple_Pack(2, y, z) : wasi_raise(status, "factored_forward");
 done:
@@ -165,19 +128,19 @@ static PyObject *factored_backward(PyObject *self, PyObject *args, PyObject *kwa
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|OOOpO:factored_backward", names, &dy_obj, &x_obj, &z_obj,
                                      &L_obj, &R_obj, &dL_obj, &dR_obj, &db_obj, &need_dx, &out_obj))
         return NULL;
-    if (!need_rows(dy_obj, "dy", &dy) || !need_factors(L_obj, R_obj, &L, &R) ||
+    if (!wasi_need_rows(dy_obj, "dy", &dy) || !need_factors(L_obj, R_obj, &L, &R) ||
         !wasi_need_dim(&dy, dy.ndim - 1, L.dim[0], "dy", "L.shape[0]") ||
         !wasi_maybe_array(x_obj, NPY_FLOAT32, -1, "x", &x) || !wasi_maybe_array(z_obj, NPY_FLOAT32, -1, "z", &z) ||
         (dL_obj != Py_None && !wasi_need_writable(dL_obj, NPY_FLOAT32, 2, "dL", &dL)) ||
         (dR_obj != Py_None && !wasi_need_writable(dR_obj, NPY_FLOAT32, 2, "dR", &dR)) ||
         (db_obj != Py_None && !wasi_need_writable(db_obj, NPY_FLOAT32, 1, "db", &db)))
         return NULL;
-    npy_intp M = rows_of(&dy), O = L.dim[0], K = L.dim[1], I = R.dim[1];
-    if (dR.data && (!need_rows(x_obj, "x", &x) || !need_same_rows(&x, M, "x") ||
+    npy_intp M = wasi_rows_of(&dy), O = L.dim[0], K = L.dim[1], I = R.dim[1];
+    if (dR.data && (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_same_rows(&x, M, "x") ||
                     !wasi_need_dim(&x, x.ndim - 1, I, "x", "R.shape[1]") ||
                     !wasi_need_dim(&dR, 0, K, "dR", "R.shape[0]") || !wasi_need_dim(&dR, 1, I, "dR", "R.shape[1]")))
         return NULL;
-    if (dL.data && (!need_rows(z_obj, "z", &z) || !need_same_rows(&z, M, "z") ||
+    if (dL.data && (!wasi_need_rows(z_obj, "z", &z) || !wasi_need_same_rows(&z, M, "z") ||
                     !wasi_need_dim(&z, z.ndim - 1, K, "z", "L.shape[1]") ||
                     !wasi_need_dim(&dL, 0, O, "dL", "L.shape[0]") || !wasi_need_dim(&dL, 1, K, "dL", "L.shape[1]")))
         return NULL;
@@ -186,10 +149,10 @@ static PyObject *factored_backward(PyObject *self, PyObject *args, PyObject *kwa
 
     npy_intp dims[WASI_MAX_DIMS];
     PyArrayObject *dx = NULL, *gl = NULL;
-    like_rows(&dy, K, dims);
+    wasi_like_rows(&dy, K, dims);
     if ((gl = wasi_new_f32(dy.ndim, dims)) == NULL)
         goto done;
-    like_rows(&dy, I, dims);
+    wasi_like_rows(&dy, I, dims);
     if (need_dx && (dx = wasi_out_array(out_obj, NPY_FLOAT32, dy.ndim, dims, "out")) == NULL)
         goto done;
     int n_threads = wasi_get_num_threads();

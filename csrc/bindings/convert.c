@@ -96,16 +96,75 @@ int wasi_need_dim(const wasi_array *array, int axis, npy_intp expected, const ch
     return 0;
 }
 
+int wasi_need_same_shape(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name)
+{
+    if (a->ndim == b->ndim && PyArray_CompareLists(a->dim, b->dim, a->ndim))
+        return 1;
+    PyObject *shape = PyObject_GetAttrString((PyObject *)b->object, "shape");
+    if (shape == NULL)
+        return 0;
+    PyObject *expected = PyUnicode_FromFormat("shape %R (that of %s)", shape, b_name);
+    Py_DECREF(shape);
+    return refuse(PyExc_ValueError, a_name, expected, (PyObject *)a->object);
+}
+
+/* Both arrays are contiguous: whether their bytes meet. */
+static int overlap(PyArrayObject *a, PyArrayObject *b)
+{
+    const char *a0 = PyArray_BYTES(a), *b0 = PyArray_BYTES(b);
+    return a0 < b0 + PyArray_NBYTES(b) && b0 < a0 + PyArray_NBYTES(a);
+}
+
 int wasi_need_disjoint(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name)
 {
-    if (a->object == NULL || b->object == NULL)
-        return 1;
-    const char *a0 = a->data, *a1 = a0 + PyArray_NBYTES(a->object);
-    const char *b0 = b->data, *b1 = b0 + PyArray_NBYTES(b->object);
-    if (a1 <= b0 || b1 <= a0)
+    if (a->object == NULL || b->object == NULL || !overlap(a->object, b->object))
         return 1;
     PyErr_Format(PyExc_ValueError, "%s: expected memory of its own, got an array that overlaps %s", a_name, b_name);
     return 0;
+}
+
+int wasi_need_in_place(PyArrayObject *out, const char *out_name, const wasi_array *in, const char *in_name)
+{
+    if (in->object == NULL || !overlap(out, in->object) ||
+        (WASI_DATA(out) == in->data && PyArray_NBYTES(out) == PyArray_NBYTES(in->object)))
+        return 1;
+    PyErr_Format(PyExc_ValueError, "%s: expected memory of its own or exactly that of %s, got an array that overlaps it",
+                 out_name, in_name);
+    return 0;
+}
+
+int wasi_need_rows(PyObject *object, const char *name, wasi_array *out)
+{
+    if (!wasi_need_f32(object, -1, name, out))
+        return 0;
+    if (out->ndim < 1) {
+        PyErr_Format(PyExc_ValueError, "%s: expected at least 1 dimension, got 0", name);
+        return 0;
+    }
+    return 1;
+}
+
+npy_intp wasi_rows_of(const wasi_array *x)
+{
+    npy_intp M = 1;
+    for (int i = 0; i < x->ndim - 1; i++)
+        M *= x->dim[i];
+    return M;
+}
+
+int wasi_need_same_rows(const wasi_array *x, npy_intp M, const char *name)
+{
+    if (wasi_rows_of(x) == M)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "%s: expected %zd rows, got %zd", name, (Py_ssize_t)M, (Py_ssize_t)wasi_rows_of(x));
+    return 0;
+}
+
+void wasi_like_rows(const wasi_array *x, npy_intp last, npy_intp *dims)
+{
+    for (int i = 0; i < x->ndim - 1; i++)
+        dims[i] = x->dim[i];
+    dims[x->ndim - 1] = last;
 }
 
 PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims)

@@ -43,8 +43,19 @@ int wasi_need_writable(PyObject *object, int typenum, int ndim, const char *name
 
 /* Checks `array->dim[axis] == expected`; the message says "name.shape[axis]: expected E (why), got G". */
 int wasi_need_dim(const wasi_array *array, int axis, npy_intp expected, const char *name, const char *why);
+/* Checks that `a` has the shape of `b`. */
+int wasi_need_same_shape(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name);
 /* Refuses arrays that share memory where a kernel must not alias. */
 int wasi_need_disjoint(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name);
+/* For elementwise kernels: `out` may be the very memory of `in`, but must not overlap it in any other way.
+ * `in` may be absent. */
+int wasi_need_in_place(PyArrayObject *out, const char *out_name, const wasi_array *in, const char *in_name);
+
+/* Arrays of rows: any number of leading dimensions, then one of width; a float32 array of at least 1 dimension. */
+int wasi_need_rows(PyObject *object, const char *name, wasi_array *out);
+npy_intp wasi_rows_of(const wasi_array *x); /* the product of every dimension but the last */
+int wasi_need_same_rows(const wasi_array *x, npy_intp M, const char *name);
+void wasi_like_rows(const wasi_array *x, npy_intp last, npy_intp *dims); /* x's leading dimensions, then `last` */
 
 /* A new uninitialised array (of the current NumPy memory handler, so an active wasi.Arena serves it). */
 PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims);

@@ -19,6 +19,12 @@ typedef wasi_status (*wasi_task)(void *ctx, wasi_int begin, wasi_int end, int pa
 /* Returns the status of the lowest-numbered failing part. */
 wasi_status wasi_parallel(int n_threads, wasi_int n, wasi_int grain, wasi_task task, void *ctx);
 
+/* A grain for passes over memory: pieces of `width` numbers each, enough of them to be worth waking a thread. */
+static inline wasi_int wasi_grain(wasi_int width)
+{
+    return WASI_MAX(1, 8192 / WASI_MAX(1, width));
+}
+
 /* The knob. A binding reads it once per call and hands it on, so work sizes and kernels agree. */
 int wasi_get_num_threads(void);
 void wasi_set_num_threads(int n); /* 1..WASI_MAX_THREADS, checked by the caller */
