@@ -5,6 +5,9 @@ import numpy as np
 # (rows, out features, in features): square, tall, wide, one, primes, wider than a SIMD register by one.
 LINEAR_SHAPES = [(8, 8, 8), (100, 16, 64), (3, 130, 17), (1, 1, 1), (31, 37, 41), (65, 257, 33), (200, 10, 192)]
 
+# (rows, width): square, tall, wide, one, primes, none, enough for two threads.
+ROW_SHAPES = [(8, 8), (300, 16), (3, 1000), (1, 1), (31, 37), (7, 1), (0, 5), (97, 257)]
+
 # Largest accepted ||got - want|| / ||want|| by dtype.
 TOLERANCE = {np.dtype("float32"): 2e-6, np.dtype("float64"): 1e-13}
 

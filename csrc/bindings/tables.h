@@ -5,6 +5,7 @@
 #include "bindings/convert.h"
 
 extern PyMethodDef wasi_linear_methods[];
+extern PyMethodDef wasi_norm_methods[];
 
 int wasi_add_arena_type(PyObject *module);
 

@@ -1,0 +1,185 @@
+#include "bindings/tables.h"
+
+#include "kernels/layernorm.h"
+
+static int need_weight(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
+{
+    return wasi_need_f32(object, 1, name, out) && wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]");
+}
+
+/* dweight, dbias: added to, so of the weight's shape and writable; may be None. */
+static int maybe_gradient(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
+{
+    *out = (wasi_array){0};
+    return object == Py_None || (wasi_need_writable(object, NPY_FLOAT32, 1, name, out) &&
+                                 wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]"));
+}
+
+/* mean, rstd: what the forward pass saved. */
+static int need_statistic(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
+{
+    if (!wasi_need_f32(object, -1, name, out))
+        return 0;
+    if (out->size == wasi_rows_of(x))
+        return 1;
+    PyErr_Format(PyExc_ValueError, "%s: expected %zd numbers, one a row of x, got %zd", name,
+                 (Py_ssize_t)wasi_rows_of(x), (Py_ssize_t)out->size);
+    return 0;
+}
+
+static int need_eps(double eps)
+{
+    if (eps >= 0)
+        return 1;
+    PyErr_SetString(PyExc_ValueError, "eps: expected a number that is not negative");
+    return 0;
+}
+
+static PyObject *layer_norm_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"x", "weight", "bias", "eps", "out", NULL};
+    PyObject *x_obj, *w_obj, *b_obj, *out_obj = Py_None, *result = NULL;
+    double eps;
+    wasi_array x, w, b;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOd|O:layer_norm_forward", names, &x_obj, &w_obj, &b_obj, &eps,
+                                     &out_obj))
+        return NULL;
+    if (!wasi_need_rows(x_obj, "x", &x) || !need_weight(w_obj, "weight", &x, &w) ||
+        !need_weight(b_obj, "bias", &x, &b) || !need_eps(eps))
+        return NULL;
+
+    PyArrayObject *y = NULL, *mean = NULL, *rstd = NULL;
+    if ((y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
+        !wasi_need_in_place(y, "out", &x, "x") || (mean = wasi_new_f32(x.ndim - 1, x.dim)) == NULL ||
+        (rstd = wasi_new_f32(x.ndim - 1, x.dim)) == NULL)
+        goto done;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_layer_norm_forward(NULL, WASI_DATA(y), WASI_DATA(mean), WASI_DATA(rstd), x.data, NULL, w.data, b.data,
+                                     (float)eps, wasi_rows_of(&x), w.dim[0], n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? PyTuple_Pack(3, y, mean, rstd) : wasi_raise(status, "layer_norm_forward");
+done:
+    Py_XDECREF(y);
+    Py_XDECREF(mean);
+    Py_XDECREF(rstd);
+    return result;
+}
+
+static PyObject *add_layer_norm_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"x", "r", "weight", "bias", "eps", "out_sum", "out", NULL};
+    PyObject *x_obj, *r_obj, *w_obj, *b_obj, *sum_obj = Py_None, *out_obj = Py_None, *result = NULL;
+    double eps;
+    wasi_array x, r, w, b, sum, out;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOd|OO:add_layer_norm_forward", names, &x_obj, &r_obj, &w_obj,
+                                     &b_obj, &eps, &sum_obj, &out_obj))
+        return NULL;
+    if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_rows(r_obj, "r", &r) ||
+        !wasi_need_same_shape(&r, "r", &x, "x") || !need_weight(w_obj, "weight", &x, &w) ||
+        !need_weight(b_obj, "bias", &x, &b) || !need_eps(eps))
+        return NULL;
+
+    PyArrayObject *s = NULL, *y = NULL, *mean = NULL, *rstd = NULL;
+    if ((s = wasi_out_array(sum_obj, NPY_FLOAT32, x.ndim, x.dim, "out_sum")) == NULL ||
+        !wasi_need_in_place(s, "out_sum", &x, "x") || !wasi_need_in_place(s, "out_sum", &r, "r") ||
+        (y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
+        !wasi_need_in_place(y, "out", &x, "x") || !wasi_need_in_place(y, "out", &r, "r") ||
+        !wasi_need_rows((PyObject *)s, "out_sum", &sum) || !wasi_need_rows((PyObject *)y, "out", &out) ||
+        !wasi_need_disjoint(&out, "out", &sum, "out_sum") || (mean = wasi_new_f32(x.ndim - 1, x.dim)) == NULL ||
+        (rstd = wasi_new_f32(x.ndim - 1, x.dim)) == NULL)
+        goto done;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_layer_norm_forward(WASI_DATA(s), WASI_DATA(y), WASI_DATA(mean), WASI_DATA(rstd), x.data, r.data,
+                                     w.data, b.data, (float)eps, wasi_rows_of(&x), w.dim[0], n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? PyTuple_Pack(4, s, y, mean, rstd) : wasi_raise(status, "add_layer_norm_forward");
+done:
+    Py_XDECREF(s);
+    Py_XDECREF(y);
+    Py_XDECREF(mean);
+    Py_XDECREF(rstd);
+    return result;
+}
+
+static PyObject *layer_norm_apply(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"x", "mean", "rstd", "weight", "bias", "out", NULL};
+    PyObject *x_obj, *mean_obj, *rstd_obj, *w_obj, *b_obj, *out_obj = Py_None;
+    wasi_array x, mean, rstd, w, b;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|O:layer_norm_apply", names, &x_obj, &mean_obj, &rstd_obj,
+                                     &w_obj, &b_obj, &out_obj))
+        return NULL;
+    if (!wasi_need_rows(x_obj, "x", &x) || !need_statistic(mean_obj, "mean", &x, &mean) ||
+        !need_statistic(rstd_obj, "rstd", &x, &rstd) || !need_weight(w_obj, "weight", &x, &w) ||
+        !need_weight(b_obj, "bias", &x, &b))
+        return NULL;
+
+    PyArrayObject *y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out");
+    if (y == NULL || !wasi_need_in_place(y, "out", &x, "x")) {
+        Py_XDECREF(y);
+        return NULL;
+    }
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_layer_norm_apply(WASI_DATA(y), x.data, mean.data, rstd.data, w.data, b.data, wasi_rows_of(&x),
+                                   w.dim[0], n_threads);
+    Py_END_ALLOW_THREADS
+    if (status != WASI_OK) {
+        Py_DECREF(y);
+        return wasi_raise(status, "layer_norm_apply");
+    }
+    return (PyObject *)y;
+}
+
+static PyObject *layer_norm_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"dy", "x", "mean", "rstd", "weight", "dweight", "dbias", "out", "add_to", NULL};
+    PyObject *dy_obj, *x_obj, *mean_obj, *rstd_obj, *w_obj, *dw_obj = Py_None, *db_obj = Py_None, *out_obj = Py_None;
+    PyObject *add_obj = Py_None, *result = NULL;
+    wasi_array dy, x, mean, rstd, w, dw, db, add_to;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|OOOO:layer_norm_backward", names, &dy_obj, &x_obj, &mean_obj,
+                                     &rstd_obj, &w_obj, &dw_obj, &db_obj, &out_obj, &add_obj))
+        return NULL;
+    if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_rows(dy_obj, "dy", &dy) ||
+        !wasi_need_same_shape(&dy, "dy", &x, "x") || !need_statistic(mean_obj, "mean", &x, &mean) ||
+        !need_statistic(rstd_obj, "rstd", &x, &rstd) || !need_weight(w_obj, "weight", &x, &w) ||
+        !maybe_gradient(dw_obj, "dweight", &x, &dw) || !maybe_gradient(db_obj, "dbias", &x, &db) ||
+        !wasi_maybe_array(add_obj, NPY_FLOAT32, -1, "add_to", &add_to) ||
+        (add_to.data && !wasi_need_same_shape(&add_to, "add_to", &x, "x")))
+        return NULL;
+
+    PyArrayObject *dx = NULL, *work = NULL;
+    int n_threads = wasi_get_num_threads();
+    if ((dx = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
+        !wasi_need_in_place(dx, "out", &dy, "dy") || !wasi_need_in_place(dx, "out", &x, "x") ||
+        !wasi_need_in_place(dx, "out", &add_to, "add_to") ||
+        (work = wasi_new_scratch(wasi_layer_norm_backward_work(w.dim[0], n_threads))) == NULL)
+        goto done;
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_layer_norm_backward(WASI_DATA(dx), dw.data, db.data, dy.data, x.data, mean.data, rstd.data, w.data,
+                                      add_to.data, wasi_rows_of(&x), w.dim[0], WASI_DATA(work), n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? Py_NewRef(dx) : wasi_raise(status, "layer_norm_backward");
+done:
+    Py_XDECREF(dx);
+    Py_XDECREF(work);
+    return result;
+}
+
+PyMethodDef wasi_norm_methods[] = {
+    WASI_METHOD("layer_norm_forward", layer_norm_forward,
+                "layer_norm_forward(x, weight, bias, eps, out=None) -> (y, mean, rstd)"),
+    WASI_METHOD("add_layer_norm_forward", add_layer_norm_forward,
+                "add_layer_norm_forward(x, r, weight, bias, eps, out_sum=None, out=None) -> (s, y, mean, rstd)"),
+    WASI_METHOD("layer_norm_apply", layer_norm_apply,
+                "layer_norm_apply(x, mean, rstd, weight, bias, out=None) -> y"),
+    WASI_METHOD("layer_norm_backward", layer_norm_backward,
+                "layer_norm_backward(dy, x, mean, rstd, weight, dweight=None, dbias=None, out=None, add_to=None) -> dx"),
+    {NULL},
+};
