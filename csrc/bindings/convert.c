@@ -108,11 +108,22 @@ int wasi_need_same_shape(const wasi_array *a, const char *a_name, const wasi_arr
     return refuse(PyExc_ValueError, a_name, expected, (PyObject *)a->object);
 }
 
-/* Both arrays are contiguous: whether their bytes meet. */
+/* The range of bytes from the first to the last element. */
+static void extent(PyArrayObject *a, const char **begin, const char **end)
+{
+    *begin = PyArray_BYTES(a);
+    *end = *begin + (PyArray_SIZE(a) ? PyArray_ITEMSIZE(a) : 0);
+    for (int i = 0; i < PyArray_NDIM(a) && PyArray_SIZE(a); i++)
+        *(PyArray_STRIDE(a, i) < 0 ? begin : end) += (PyArray_DIM(a, i) - 1) * PyArray_STRIDE(a, i);
+}
+
+/* Whether the arrays' ranges meet. */
 static int overlap(PyArrayObject *a, PyArrayObject *b)
 {
-    const char *a0 = PyArray_BYTES(a), *b0 = PyArray_BYTES(b);
-    return a0 < b0 + PyArray_NBYTES(b) && b0 < a0 + PyArray_NBYTES(a);
+    const char *a0, *a1, *b0, *b1;
+    extent(a, &a0, &a1);
+    extent(b, &b0, &b1);
+    return a0 < b1 && b0 < a1;
 }
 
 int wasi_need_disjoint(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name)

@@ -4,6 +4,7 @@
 
 #include "bindings/convert.h"
 
+extern PyMethodDef wasi_attention_methods[];
 extern PyMethodDef wasi_linear_methods[];
 extern PyMethodDef wasi_norm_methods[];
 

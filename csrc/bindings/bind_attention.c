@@ -1,0 +1,351 @@
+#include "bindings/tables.h"
+
+#include <math.h>
+
+#include "kernels/attention.h"
+
+/* A float32 array B x N x heads x D whose last axis is contiguous; the other strides may be anything. */
+static int need_heads(PyObject *object, const char *name, wasi_array *out)
+{
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (!PyArray_Check(object) || PyArray_TYPE(array) != NPY_FLOAT32 || PyArray_NDIM(array) != 4)
+        return wasi_need_f32(object, 4, name, out); /* says what is wrong */
+    int whole = PyArray_ISALIGNED(array) && PyArray_ISNOTSWAPPED(array) &&
+                (PyArray_DIM(array, 3) == 1 || PyArray_STRIDE(array, 3) == sizeof(float));
+    for (int i = 0; i < 3; i++)
+        whole = whole && PyArray_STRIDE(array, i) % (npy_intp)sizeof(float) == 0;
+    if (!whole) {
+        PyErr_Format(PyExc_ValueError, "%s: expected an aligned array in native byte order whose last axis is contiguous; "
+                     "pass numpy.ascontiguousarray(%s)", name, name);
+        return 0;
+    }
+    *out = (wasi_array){array, PyArray_DATA(array), 4, .size = PyArray_SIZE(array)};
+    for (int i = 0; i < 4; i++)
+        out->dim[i] = PyArray_DIM(array, i);
+    return 1;
+}
+
+static int need_heads_of(PyObject *object, const char *name, const npy_intp *dims, wasi_array *out)
+{
+    if (!need_heads(object, name, out))
+        return 0;
+    for (int i = 0; i < 4; i++)
+        if (!wasi_need_dim(out, i, dims[i], name, "the shape of what it belongs to"))
+            return 0;
+    return 1;
+}
+
+static wasi_heads heads(const wasi_array *x)
+{
+    const npy_intp unit = sizeof(float), *stride = PyArray_STRIDES(x->object);
+    return (wasi_heads){x->data, stride[0] / unit, stride[1] / unit, stride[2] / unit};
+}
+
+static wasi_const_heads const_heads(wasi_heads x)
+{
+    return (wasi_const_heads){x.data, x.batch, x.row, x.head};
+}
+
+/* The arguments that every form shares. */
+typedef struct {
+    PyObject *scale, *q_offset, *bias, *mask, *dbias;
+    int causal;
+} options;
+
+#define NO_OPTIONS {Py_None, Py_None, Py_None, Py_None, Py_None, 0}
+
+static int need_positive(npy_intp size, const char *name)
+{
+    if (size > 0)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "%s: expected at least 1, got %zd", name, (Py_ssize_t)size);
+    return 0;
+}
+
+/* Scores' terms: `n` x Nq x Nk. */
+static int maybe_terms(PyObject *object, npy_intp n, const wasi_attention *a, const char *name, const char *why,
+                       wasi_array *out)
+{
+    return wasi_maybe_array(object, NPY_FLOAT32, 3, name, out) &&
+           (out->data == NULL ||
+            (wasi_need_dim(out, 0, n < 0 ? out->dim[0] : n, name, why) &&
+             wasi_need_dim(out, 1, a->Nq, name, "the number of queries") &&
+             wasi_need_dim(out, 2, a->Nk, name, "the number of keys")));
+}
+
+/* Fills in what the sizes in `a` leave open. `dbias` receives its array. */
+static int read_options(const options *o, wasi_attention *a, wasi_array *dbias)
+{
+    wasi_array bias, mask;
+    if (!maybe_terms(o->bias, a->H, a, "bias", "the number of query heads", &bias) ||
+        !maybe_terms(o->mask, -1, a, "mask", "", &mask) ||
+        !maybe_terms(o->dbias, a->H, a, "dbias", "the number of query heads", dbias) ||
+        (dbias->data && (!wasi_need_writable(o->dbias, NPY_FLOAT32, 3, "dbias", dbias) ||
+                         !wasi_need_disjoint(dbias, "dbias", &bias, "bias") ||
+                         !wasi_need_disjoint(dbias, "dbias", &mask, "mask"))))
+        return 0;
+    if (mask.data && (mask.dim[0] == 0 || a->B % mask.dim[0] != 0)) {
+        PyErr_Format(PyExc_ValueError, "mask.shape[0]: expected a divisor of the batch size %zd, got %zd",
+                     (Py_ssize_t)a->B, (Py_ssize_t)mask.dim[0]);
+        return 0;
+    }
+    a->bias = bias.data;
+    a->mask = mask.data;
+    a->n_masks = mask.data ? mask.dim[0] : 0;
+    a->causal = o->causal;
+    a->scale = (float)(1 / sqrt((double)a->D));
+    if (o->scale != Py_None) {
+        a->scale = (float)PyFloat_AsDouble(o->scale);
+        if (PyErr_Occurred())
+            return 0;
+    }
+    a->q_offset = a->Nk - a->Nq;
+    if (o->q_offset != Py_None) {
+        npy_intp offset = PyNumber_AsSsize_t(o->q_offset, PyExc_OverflowError);
+        if (offset == -1 && PyErr_Occurred())
+            return 0;
+        a->q_offset = WASI_MAX(-a->Nq, WASI_MIN(offset, a->Nk)); /* beyond these all keys are hidden, or none */
+    }
+    return 1;
+}
+
+/* Where a result goes: `out` (strides as in need_heads), or a new array. A new reference or NULL. */
+static PyArrayObject *out_heads(PyObject *object, const npy_intp *dims, const char *name, wasi_array *out)
+{
+    PyArrayObject *array = object == Py_None ? wasi_new_f32(4, dims) : (PyArrayObject *)Py_NewRef(object);
+    if (array == NULL)
+        return NULL;
+    int fits = need_heads_of((PyObject *)array, name, dims, out);
+    if (fits && !PyArray_ISWRITEABLE(array)) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a writable array, got a read-only one", name);
+        fits = 0;
+    }
+    if (!fits)
+        Py_CLEAR(array);
+    return array;
+}
+
+/* Runs the kernel into `o`; returns (o, lse) or NULL. */
+static PyObject *run_forward(PyArrayObject *o, wasi_heads to, wasi_const_heads q, wasi_const_heads k,
+                             wasi_const_heads v, const wasi_attention *a)
+{
+    int n_threads = wasi_get_num_threads();
+    PyObject *result = NULL;
+    npy_intp dims[] = {a->B, a->H, a->Nq};
+    PyArrayObject *lse = wasi_new_f32(3, dims), *work = wasi_new_scratch(wasi_attention_forward_work(a, n_threads));
+    if (lse == NULL || work == NULL)
+        goto done;
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_attention_forward(to, WASI_DATA(lse), q, k, v, a, WASI_DATA(work), n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? PyTuple_Pack(2, o, lse) : wasi_raise(status, "attention");
+done:
+    Py_XDECREF(lse);
+    Py_XDECREF(work);
+    return result;
+}
+
+/* Returns whether the gradients were computed. */
+static int run_backward(wasi_heads dq, wasi_heads dk, wasi_heads dv, const wasi_array *dbias, wasi_const_heads dout,
+                        wasi_const_heads q, wasi_const_heads k, wasi_const_heads v, wasi_const_heads o,
+                        const wasi_array *lse, const wasi_attention *a)
+{
+    int n_threads = wasi_get_num_threads();
+    PyArrayObject *work = wasi_new_scratch(wasi_attention_backward_work(a, dbias->data != NULL, n_threads));
+    if (work == NULL)
+        return 0;
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_attention_backward(dq, dk, dv, dbias->data, dout, q, k, v, o, lse->data, a, WASI_DATA(work), n_threads);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(work);
+    if (status != WASI_OK)
+        wasi_raise(status, "attention_backward");
+    return status == WASI_OK;
+}
+
+static int need_lse(PyObject *object, const wasi_attention *a, wasi_array *lse)
+{
+    return wasi_need_f32(object, 3, "lse", lse) && wasi_need_dim(lse, 0, a->B, "lse", "the batch size") &&
+           wasi_need_dim(lse, 1, a->H, "lse", "the number of query heads") &&
+           wasi_need_dim(lse, 2, a->Nq, "lse", "the number of queries");
+}
+
+/* qkv, B x N x 3C. */
+static int need_packed(PyObject *object, Py_ssize_t n_heads, wasi_array *qkv, wasi_attention *a)
+{
+    if (!wasi_need_f32(object, 3, "qkv", qkv) || !need_positive(n_heads, "n_heads") ||
+        !need_positive(qkv->dim[1], "qkv.shape[1]"))
+        return 0;
+    if (qkv->dim[2] == 0 || qkv->dim[2] % 3 != 0 || qkv->dim[2] / 3 % n_heads != 0) {
+        PyErr_Format(PyExc_ValueError, "qkv.shape[2]: expected a multiple of 3 * n_heads (n_heads is %zd), got %zd",
+                     n_heads, (Py_ssize_t)qkv->dim[2]);
+        return 0;
+    }
+    *a = (wasi_attention){.B = qkv->dim[0], .Nq = qkv->dim[1], .Nk = qkv->dim[1], .H = n_heads, .Hkv = n_heads,
+                          .D = qkv->dim[2] / 3 / n_heads};
+    return 1;
+}
+
+/* An array of the shape of o, B x N x C. */
+static int need_tokens(PyObject *object, const wasi_attention *a, const char *name, wasi_array *out)
+{
+    return wasi_need_f32(object, 3, name, out) && wasi_need_dim(out, 0, a->B, name, "qkv.shape[0]") &&
+           wasi_need_dim(out, 1, a->Nq, name, "qkv.shape[1]") &&
+           wasi_need_dim(out, 2, a->H * a->D, name, "qkv.shape[2] / 3");
+}
+
+/* Part `i` of `parts` (q, k, v: of 3; o: of 1) of an array B x N x parts C. */
+static wasi_heads packed(void *data, int i, int parts, const wasi_attention *a)
+{
+    npy_intp C = a->H * a->D;
+    return (wasi_heads){(float *)data + i * C, a->Nq * parts * C, parts * C, a->D};
+}
+
+static wasi_const_heads const_packed(void *data, int i, int parts, const wasi_attention *a)
+{
+    return const_heads(packed(data, i, parts, a));
+}
+
+static PyObject *attention_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"qkv", "n_heads", "scale", "causal", "bias", "out", "mask", NULL};
+    PyObject *qkv_obj, *out_obj = Py_None, *result = NULL;
+    Py_ssize_t n_heads;
+    options opt = NO_OPTIONS;
+    wasi_attention a;
+    wasi_array qkv, dbias, o;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On|OpOOO:attention_forward", names, &qkv_obj, &n_heads, &opt.scale,
+                                     &opt.causal, &opt.bias, &out_obj, &opt.mask))
+        return NULL;
+    if (!need_packed(qkv_obj, n_heads, &qkv, &a) || !read_options(&opt, &a, &dbias))
+        return NULL;
+    npy_intp dims[] = {a.B, a.Nq, a.H * a.D};
+    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, 3, dims, "out");
+    if (out != NULL && need_tokens((PyObject *)out, &a, "out", &o) && wasi_need_disjoint(&o, "out", &qkv, "qkv"))
+        result = run_forward(out, packed(o.data, 0, 1, &a), const_packed(qkv.data, 0, 3, &a),
+                             const_packed(qkv.data, 1, 3, &a), const_packed(qkv.data, 2, 3, &a), &a);
+    Py_XDECREF(out);
+    return result;
+}
+
+static PyObject *attention_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"do", "qkv", "o", "lse", "n_heads", "scale", "causal", "bias", "dbias", "out", "mask", NULL};
+    PyObject *do_obj, *qkv_obj, *o_obj, *lse_obj, *out_obj = Py_None;
+    Py_ssize_t n_heads;
+    options opt = NO_OPTIONS;
+    wasi_attention a;
+    wasi_array dout, qkv, o, lse, dbias, dqkv;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOn|OpOOOO:attention_backward", names, &do_obj, &qkv_obj, &o_obj,
+                                     &lse_obj, &n_heads, &opt.scale, &opt.causal, &opt.bias, &opt.dbias, &out_obj,
+                                     &opt.mask))
+        return NULL;
+    if (!need_packed(qkv_obj, n_heads, &qkv, &a) || !need_tokens(do_obj, &a, "do", &dout) ||
+        !need_tokens(o_obj, &a, "o", &o) || !need_lse(lse_obj, &a, &lse) || !read_options(&opt, &a, &dbias))
+        return NULL;
+    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, 3, qkv.dim, "out");
+    if (out == NULL || !wasi_need_f32((PyObject *)out, 3, "out", &dqkv) ||
+        !wasi_need_disjoint(&dqkv, "out", &qkv, "qkv") || !wasi_need_disjoint(&dqkv, "out", &dout, "do") ||
+        !wasi_need_disjoint(&dqkv, "out", &o, "o") ||
+        !run_backward(packed(dqkv.data, 0, 3, &a), packed(dqkv.data, 1, 3, &a), packed(dqkv.data, 2, 3, &a), &dbias,
+                      const_packed(dout.data, 0, 1, &a), const_packed(qkv.data, 0, 3, &a),
+                      const_packed(qkv.data, 1, 3, &a), const_packed(qkv.data, 2, 3, &a),
+                      const_packed(o.data, 0, 1, &a), &lse, &a))
+        Py_CLEAR(out);
+    return (PyObject *)out;
+}
+
+/* q B x Nq x H x D, k and v B x Nk x Hkv x D. */
+static int need_separate(PyObject *q_obj, PyObject *k_obj, PyObject *v_obj, wasi_array *q, wasi_array *k, wasi_array *v,
+                         wasi_attention *a)
+{
+    if (!need_heads(q_obj, "q", q) || !need_heads(k_obj, "k", k) || !wasi_need_dim(k, 0, q->dim[0], "k", "q.shape[0]") ||
+        !wasi_need_dim(k, 3, q->dim[3], "k", "q.shape[3]") || !need_positive(k->dim[1], "k.shape[1]") ||
+        !need_positive(k->dim[2], "k.shape[2]") || !need_positive(k->dim[3], "k.shape[3]") ||
+        !need_heads_of(v_obj, "v", k->dim, v))
+        return 0;
+    if (q->dim[2] % k->dim[2] != 0) {
+        PyErr_Format(PyExc_ValueError, "q.shape[2]: expected a multiple of k.shape[2] = %zd heads, got %zd",
+                     (Py_ssize_t)k->dim[2], (Py_ssize_t)q->dim[2]);
+        return 0;
+    }
+    *a = (wasi_attention){.B = q->dim[0], .Nq = q->dim[1], .Nk = k->dim[1], .H = q->dim[2], .Hkv = k->dim[2],
+                          .D = q->dim[3]};
+    return 1;
+}
+
+static PyObject *attention_gqa_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"q", "k", "v", "scale", "causal", "q_offset", "bias", "mask", "out", NULL};
+    PyObject *q_obj, *k_obj, *v_obj, *out_obj = Py_None, *result = NULL;
+    options opt = NO_OPTIONS;
+    wasi_attention a;
+    wasi_array q, k, v, o, dbias;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OpOOOO:attention_gqa_forward", names, &q_obj, &k_obj, &v_obj,
+                                     &opt.scale, &opt.causal, &opt.q_offset, &opt.bias, &opt.mask, &out_obj))
+        return NULL;
+    if (!need_separate(q_obj, k_obj, v_obj, &q, &k, &v, &a) || !read_options(&opt, &a, &dbias))
+        return NULL;
+    PyArrayObject *out = out_heads(out_obj, q.dim, "out", &o);
+    if (out != NULL && wasi_need_disjoint(&o, "out", &q, "q") && wasi_need_disjoint(&o, "out", &k, "k") &&
+        wasi_need_disjoint(&o, "out", &v, "v"))
+        result = run_forward(out, heads(&o), const_heads(heads(&q)), const_heads(heads(&k)), const_heads(heads(&v)), &a);
+    Py_XDECREF(out);
+    return result;
+}
+
+static PyObject *attention_gqa_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"do", "q", "k", "v", "o", "lse", "scale", "causal", "q_offset", "bias", "mask", "dbias",
+                            "dq", "dk", "dv", NULL};
+    PyObject *do_obj, *q_obj, *k_obj, *v_obj, *o_obj, *lse_obj, *dq_obj = Py_None, *dk_obj = Py_None, *dv_obj = Py_None;
+    PyObject *result = NULL;
+    options opt = NO_OPTIONS;
+    wasi_attention a;
+    wasi_array in[5], to[3], lse, dbias; /* in: q, k, v, o, do; to: dq, dk, dv */
+    static const char *const in_names[] = {"q", "k", "v", "o", "do"}, *const to_names[] = {"dq", "dk", "dv"};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|OpOOOOOOO:attention_gqa_backward", names, &do_obj, &q_obj,
+                                     &k_obj, &v_obj, &o_obj, &lse_obj, &opt.scale, &opt.causal, &opt.q_offset, &opt.bias,
+                                     &opt.mask, &opt.dbias, &dq_obj, &dk_obj, &dv_obj))
+        return NULL;
+    if (!need_separate(q_obj, k_obj, v_obj, &in[0], &in[1], &in[2], &a) || !need_heads_of(o_obj, "o", in[0].dim, &in[3]) ||
+        !need_heads_of(do_obj, "do", in[0].dim, &in[4]) || !need_lse(lse_obj, &a, &lse) ||
+        !read_options(&opt, &a, &dbias))
+        return NULL;
+
+    PyArrayObject *dq = NULL, *dk = NULL, *dv = NULL;
+    if ((dq = out_heads(dq_obj, in[0].dim, "dq", &to[0])) == NULL ||
+        (dk = out_heads(dk_obj, in[1].dim, "dk", &to[1])) == NULL ||
+        (dv = out_heads(dv_obj, in[2].dim, "dv", &to[2])) == NULL)
+        goto done;
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 5; j++)
+            if (!wasi_need_disjoint(&to[i], to_names[i], &in[j], in_names[j]))
+                goto done;
+    if (run_backward(heads(&to[0]), heads(&to[1]), heads(&to[2]), &dbias, const_heads(heads(&in[4])),
+                     const_heads(heads(&in[0])), const_heads(heads(&in[1])), const_heads(heads(&in[2])),
+                     const_heads(heads(&in[3])), &lse, &a))
+        result = PyTuple_Pack(3, dq, dk, dv);
+done:
+    Py_XDECREF(dq);
+    Py_XDECREF(dk);
+    Py_XDECREF(dv);
+    return result;
+}
+
+PyMethodDef wasi_attention_methods[] = {
+    WASI_METHOD("attention_forward", attention_forward,
+                "attention_forward(qkv, n_heads, scale=None, causal=False, bias=None, out=None, mask=None) -> (o, lse)"),
+    WASI_METHOD("attention_backward", attention_backward,
+                "attention_backward(do, qkv, o, lse, n_heads, scale=None, causal=False, bias=None, dbias=None, out=None, "
+                "mask=None) -> dqkv"),
+    WASI_METHOD("attention_gqa_forward", attention_gqa_forward,
+                "attention_gqa_forward(q, k, v, scale=None, causal=False, q_offset=None, bias=None, mask=None, out=None) "
+                "-> (o, lse)"),
+    WASI_METHOD("attention_gqa_backward", attention_gqa_backward,
+                "attention_gqa_backward(do, q, k, v, o, lse, scale=None, causal=False, q_offset=None, bias=None, "
+                "mask=None, dbias=None, dq=None, dk=None, dv=None) -> (dq, dk, dv)"),
+    {NULL},
+};
