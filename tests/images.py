@@ -23,8 +23,12 @@ def pixels(rng, height=40, width=48):
 def image_files(rng, splits=("train", "test"), classes=("cat", "dog", "emu"), n=4):
     """{path: bytes} of n pictures a class, as PNG so that decoding gives the pixels back."""
     prefixes = [f"{split}/" for split in splits] or [""]
-    return {f"{prefix}{name}/{i:02d}.png": jpeg(pixels(rng), format="PNG")
-            for prefix in prefixes for name in classes for i in range(n)}
+    return {
+        f"{prefix}{name}/{i:02d}.png": jpeg(pixels(rng), format="PNG")
+        for prefix in prefixes
+        for name in classes
+        for i in range(n)
+    }
 
 
 def write_folder(root, files):
@@ -52,7 +56,9 @@ def write_npz(path, files):
     arrays = {}
     for split in sorted({name.split("/")[0] for name in files}):
         names = sorted(name for name in files if name.startswith(split + "/"))
-        arrays[f"{split}_images"] = np.stack([np.asarray(Image.open(io.BytesIO(files[name]))) for name in names])
+        arrays[f"{split}_images"] = np.stack(
+            [np.asarray(Image.open(io.BytesIO(files[name]))) for name in names]
+        )
         arrays[f"{split}_labels"] = np.array([classes.index(name.split("/")[1]) for name in names])
     np.savez_compressed(path, classes=classes, **arrays)
     return path

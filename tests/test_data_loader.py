@@ -41,8 +41,13 @@ def test_batches(dataset):
 def test_order_and_augmentation_depend_on_seed_and_epoch_alone(dataset):
     wanted = batches(Loader(dataset, 4, TRAIN, shuffle=True, seed=5, n_workers=0), 2)
     assert wanted[:6] != wanted[6:]
-    for options in ({"n_workers": 1}, {"n_workers": 3, "prefetch": 1}, {"n_workers": 2, "prefetch": 9},
-                    {"cache_bytes": 1 << 30}, {"cache_bytes": 20_000}):
+    for options in (
+        {"n_workers": 1},
+        {"n_workers": 3, "prefetch": 1},
+        {"n_workers": 2, "prefetch": 9},
+        {"cache_bytes": 1 << 30},
+        {"cache_bytes": 20_000},
+    ):
         assert batches(Loader(dataset, 4, TRAIN, shuffle=True, seed=5, **options), 2) == wanted
     other = batches(Loader(dataset, 4, TRAIN, shuffle=True, seed=6), 2)
     assert all(a != b for a, b in zip(wanted, other))
@@ -52,7 +57,9 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone(dataset):
 
 
 def test_augmentation_does_not_depend_on_the_batch(dataset):
-    wide, narrow = (np.concatenate([images for images, _ in Loader(dataset, size, TRAIN)]) for size in (21, 2))
+    wide, narrow = (
+        np.concatenate([images for images, _ in Loader(dataset, size, TRAIN)]) for size in (21, 2)
+    )
     assert np.array_equal(wide, narrow)
 
 
@@ -71,8 +78,15 @@ def test_resumes_in_the_middle_of_an_epoch(dataset, n_workers, taken):
         seen.append((images.tobytes(), labels.tolist()))
     state = first.state_dict()
     iterator.close()
-    assert state == {"epoch": 1, "batch": taken, "seed": 5, "n_images": 21, "batch_size": 4, "shuffle": True,
-                     "drop_last": False}
+    assert state == {
+        "epoch": 1,
+        "batch": taken,
+        "seed": 5,
+        "n_images": 21,
+        "batch_size": 4,
+        "shuffle": True,
+        "drop_last": False,
+    }
     second = make()
     second.load_state_dict(state)
     while second.epoch < 3:
@@ -92,8 +106,16 @@ def test_leaving_early_starts_the_epoch_again(dataset):
 def test_states_of_another_loader_are_refused(dataset):
     loader = Loader(dataset, 4, TRAIN, shuffle=True)
     state = loader.state_dict()
-    for name, value in [("seed", 3), ("n_images", 20), ("batch_size", 5), ("shuffle", False), ("drop_last", True)]:
-        with pytest.raises(ValueError, match=f"{name}: the saved state is of a loader with {value}, this one has"):
+    for name, value in [
+        ("seed", 3),
+        ("n_images", 20),
+        ("batch_size", 5),
+        ("shuffle", False),
+        ("drop_last", True),
+    ]:
+        with pytest.raises(
+            ValueError, match=f"{name}: the saved state is of a loader with {value}, this one has"
+        ):
             loader.load_state_dict({**state, name: value})
     with pytest.raises(ValueError, match="batch: expected 0 to 6 of an epoch from 0, got 7 of epoch 0"):
         loader.load_state_dict({**state, "batch": 7})
@@ -180,6 +202,12 @@ def test_an_error_names_the_image(tmp_path, rng, dataset, n_workers):
 def test_bad_input_is_refused_by_name(dataset):
     with pytest.raises(ValueError, match="batch_size: expected at most the 21 images of the set, got 22"):
         Loader(dataset, 22, TRAIN)
-    for name, value in [("batch_size", 0), ("seed", -1), ("n_workers", -1), ("prefetch", 0), ("cache_bytes", -1)]:
+    for name, value in [
+        ("batch_size", 0),
+        ("seed", -1),
+        ("n_workers", -1),
+        ("prefetch", 0),
+        ("cache_bytes", -1),
+    ]:
         with pytest.raises(ValueError, match=f"{name}: expected at least [01], got {value}"):
             Loader(**{"dataset": dataset, "batch_size": 2, "transform": TRAIN, name: value})

@@ -27,13 +27,17 @@ def samples(dataset):
     return [(np.asarray(dataset.read(i)).tobytes(), int(dataset.labels[i])) for i in range(len(dataset))]
 
 
-# ---- the same data from every kind of source ------------------------------------------------------------------------
+# ---- the same data from every kind of source ---------------------------------------------------------------
 
 
 def test_all_sources_give_the_same_samples(tmp_path, files):
-    paths = [write_folder(tmp_path / "folder", files), write_tar(tmp_path / "a.tar", files),
-             write_tar(tmp_path / "a.tar.gz", files), write_tar(tmp_path / "a.tgz", files),
-             write_npz(tmp_path / "a.npz", files)]
+    paths = [
+        write_folder(tmp_path / "folder", files),
+        write_tar(tmp_path / "a.tar", files),
+        write_tar(tmp_path / "a.tar.gz", files),
+        write_tar(tmp_path / "a.tgz", files),
+        write_npz(tmp_path / "a.npz", files),
+    ]
     wanted = open_splits(paths[0])
     assert list(wanted) == ["train", "test"]
     for path in paths:
@@ -56,12 +60,18 @@ def test_layouts(tmp_path, rng, prefix, splits):
     for path in (write_tar(tmp_path / "a.tar", files), write_folder(tmp_path / "folder", files)):
         opened = open_splits(path)
         assert list(opened) == [{"Train": "train", "valid": "val"}.get(s, s) for s in splits or ["train"]]
-        assert all(dataset.labels.tolist() == [0, 1, 2] and dataset.problems == [] for dataset in opened.values())
+        assert all(
+            dataset.labels.tolist() == [0, 1, 2] and dataset.problems == [] for dataset in opened.values()
+        )
 
 
 def test_what_is_not_used_is_named(tmp_path, files):
-    files |= {"train/cat/notes.txt": b"", "train/loose.png": files["train/cat/00.png"], "train/cat/.hidden.png": b"",
-              "train/cat/deeper/a.png": files["train/cat/00.png"]}
+    files |= {
+        "train/cat/notes.txt": b"",
+        "train/loose.png": files["train/cat/00.png"],
+        "train/cat/.hidden.png": b"",
+        "train/cat/deeper/a.png": files["train/cat/00.png"],
+    }
     folder = write_folder(tmp_path / "folder", files)
     (folder / "train" / "fox").mkdir()
     empty = tarfile.TarInfo("train/fox")
@@ -69,9 +79,11 @@ def test_what_is_not_used_is_named(tmp_path, files):
     for path in (folder, write_tar(tmp_path / "a.tar", files, [empty])):
         dataset = open_dataset(path)
         assert len(dataset) == 13 and "train/cat/deeper/a.png" in [dataset.name(i) for i in range(13)]
-        assert sorted(dataset.problems) == [("train/cat/notes.txt", "not an image by its suffix"),
-                                            ("train/fox", "a folder without images"),
-                                            ("train/loose.png", "lies in no class folder")]
+        assert sorted(dataset.problems) == [
+            ("train/cat/notes.txt", "not an image by its suffix"),
+            ("train/fox", "a folder without images"),
+            ("train/loose.png", "lies in no class folder"),
+        ]
 
 
 def test_links_in_folders(tmp_path, files):
@@ -82,24 +94,32 @@ def test_links_in_folders(tmp_path, files):
     os.mkfifo(folder / "train/cat/pipe.png")
     dataset = open_dataset(folder)
     assert dataset.classes == ("cat", "dog", "emu", "gnu") and len(dataset) == 16
-    assert sorted(dataset.problems) == [("train/cat/gone.png", "a broken link or a device"),
-                                        ("train/cat/loop", "a link to a folder above it"),
-                                        ("train/cat/pipe.png", "a broken link or a device")]
+    assert sorted(dataset.problems) == [
+        ("train/cat/gone.png", "a broken link or a device"),
+        ("train/cat/loop", "a link to a folder above it"),
+        ("train/cat/pipe.png", "a broken link or a device"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 def test_unsafe_members_are_named_and_ignored(tmp_path, files, name):
     members = []
-    for member_name, kind in [("train/cat/link.png", tarfile.SYMTYPE), ("train/cat/hard.png", tarfile.LNKTYPE),
-                              ("train/cat/dev.png", tarfile.CHRTYPE), ("train/cat/pipe.png", tarfile.FIFOTYPE),
-                              ("train/cat/../../../up.png", tarfile.REGTYPE), ("/etc/cat/abs.png", tarfile.REGTYPE)]:
+    for member_name, kind in [
+        ("train/cat/link.png", tarfile.SYMTYPE),
+        ("train/cat/hard.png", tarfile.LNKTYPE),
+        ("train/cat/dev.png", tarfile.CHRTYPE),
+        ("train/cat/pipe.png", tarfile.FIFOTYPE),
+        ("train/cat/../../../up.png", tarfile.REGTYPE),
+        ("/etc/cat/abs.png", tarfile.REGTYPE),
+    ]:
         member = tarfile.TarInfo(member_name)
         member.type, member.linkname = kind, "/etc/passwd"
         members.append(member)
     dataset = open_dataset(write_tar(tmp_path / name, files, members))
     assert len(dataset) == 12
     assert {p.name: p.reason for p in dataset.problems} == {
-        "train/cat/link.png": "a link", "train/cat/hard.png": "a link",
+        "train/cat/link.png": "a link",
+        "train/cat/hard.png": "a link",
         "train/cat/dev.png": "a device, a sparse file, or of an unknown type",
         "train/cat/pipe.png": "a device, a sparse file, or of an unknown type",
         "train/cat/../../../up.png": "path leads out of the archive",
@@ -117,7 +137,7 @@ def test_a_later_member_of_the_same_name_replaces_the_earlier(tmp_path, files):
     assert len(dataset) == 12 and samples(dataset)[0][0] == samples(dataset)[4][0]
 
 
-# ---- bad sources ----------------------------------------------------------------------------------------------------
+# ---- bad sources -------------------------------------------------------------------------------------------
 
 
 def refuse(path, match, error=ValueError, **options):
@@ -130,11 +150,19 @@ def test_bad_sources_are_refused_by_name(tmp_path, rng, files):
     (tmp_path / "empty").mkdir()
     refuse(tmp_path / "empty", "empty: the folder is empty")
     refuse(write_folder(tmp_path / "texts", {"a/b.txt": b""}), "texts: no images .* among 1 files")
-    refuse(write_folder(tmp_path / "flat", {"b.png": b"", "c.png": b""}), "flat: 2 images, none of them in a class folder")
+    refuse(
+        write_folder(tmp_path / "flat", {"b.png": b"", "c.png": b""}),
+        "flat: 2 images, none of them in a class folder",
+    )
     refuse(write_folder(tmp_path / "one", {"cat/b.png": b""}), "one: only one class, 'cat'")
-    refuse(write_folder(tmp_path / "one2", {"train/cat/b.png": b"", "test/cat/b.png": b""}), "only one class, 'cat'")
-    refuse(write_folder(tmp_path / "mixed", {"train/cat/b.png": b"", "more/b.png": b""}),
-           r"folders of splits \(train\) beside others with images \(more\)")
+    refuse(
+        write_folder(tmp_path / "one2", {"train/cat/b.png": b"", "test/cat/b.png": b""}),
+        "only one class, 'cat'",
+    )
+    refuse(
+        write_folder(tmp_path / "mixed", {"train/cat/b.png": b"", "more/b.png": b""}),
+        r"folders of splits \(train\) beside others with images \(more\)",
+    )
     (tmp_path / "data.zip").write_bytes(b"PK")
     refuse(tmp_path / "data.zip", "data.zip: unknown format; expected a folder, .tar")
     with pytest.raises(ValueError, match="has train, test, not 'val'"):
@@ -165,7 +193,8 @@ def test_an_archive_cut_between_members_is_reported(tmp_path, files):
         cut = archive.getmembers()[20].offset
     path.write_bytes(path.read_bytes()[:cut])
     assert [tuple(p) for p in open_dataset(path).problems] == [
-        ("a.tar", "the archive ends without its end mark: it may have been cut")]
+        ("a.tar", "the archive ends without its end mark: it may have been cut")
+    ]
 
 
 def test_a_flipped_bit_in_gz_is_noticed(tmp_path, files):
@@ -177,13 +206,23 @@ def test_a_flipped_bit_in_gz_is_noticed(tmp_path, files):
 
 
 def test_memory_limit(tmp_path, files):
-    refuse(write_tar(tmp_path / "a.tgz", files), r"memory_limit_bytes \(5000\); gunzip it", memory_limit_bytes=5000)
-    refuse(write_npz(tmp_path / "a.npz", files), r"more than memory_limit_bytes \(5000\)", memory_limit_bytes=5000)
+    refuse(
+        write_tar(tmp_path / "a.tgz", files),
+        r"memory_limit_bytes \(5000\); gunzip it",
+        memory_limit_bytes=5000,
+    )
+    refuse(
+        write_npz(tmp_path / "a.npz", files),
+        r"more than memory_limit_bytes \(5000\)",
+        memory_limit_bytes=5000,
+    )
 
 
 def test_a_huge_array_is_refused_before_it_is_allocated(tmp_path):
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 99, 99, 3)})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 99, 99, 3)}
+    )
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("images.npy", header.getvalue())
         archive.writestr("labels.npy", header.getvalue())
@@ -199,9 +238,13 @@ def test_bad_arrays_are_refused_by_name(tmp_path):
 
     refuse_arrays("expected an array 'images' or 'train_images', got x", x=labels)
     refuse_arrays("'images' without 'labels'", images=images)
-    refuse_arrays("images: expected uint8 N x H x W x 3 or N x H x W, got float64", images=images / 2, labels=labels)
+    refuse_arrays(
+        "images: expected uint8 N x H x W x 3 or N x H x W, got float64", images=images / 2, labels=labels
+    )
     refuse_arrays(r"images: .* got uint8 of shape \(4, 5, 6, 2\)", images=images[..., :2], labels=labels)
-    refuse_arrays(r"labels: expected 4 integers from 0, got int64 of shape \(3,\)", images=images, labels=labels[:3])
+    refuse_arrays(
+        r"labels: expected 4 integers from 0, got int64 of shape \(3,\)", images=images, labels=labels[:3]
+    )
     refuse_arrays("labels: expected 4 integers from 0", images=images, labels=labels - 1)
     refuse_arrays("labels: expected 4 integers from 0, got float64", images=images, labels=labels / 2)
     refuse_arrays("only one class, '0'", images=images, labels=labels * 0)
@@ -214,13 +257,19 @@ def test_bad_arrays_are_refused_by_name(tmp_path):
 
 def test_grey_arrays_and_column_labels(tmp_path):
     grey = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
-    np.savez(tmp_path / "a.npz", train_images=grey, train_labels=[[7], [9], [9]], test_images=grey[:1], test_labels=[[9]])
+    np.savez(
+        tmp_path / "a.npz",
+        train_images=grey,
+        train_labels=[[7], [9], [9]],
+        test_images=grey[:1],
+        test_labels=[[9]],
+    )
     splits = open_splits(tmp_path / "a.npz")
     assert splits["train"].classes == ("7", "9") and splits["test"].labels.tolist() == [1]
     assert np.array_equal(splits["train"].read(2), np.stack([grey[2]] * 3, axis=2))
 
 
-# ---- single images --------------------------------------------------------------------------------------------------
+# ---- single images -----------------------------------------------------------------------------------------
 
 
 def open_one(tmp_path, name, data):
@@ -232,8 +281,14 @@ def open_one(tmp_path, name, data):
 def test_bad_images_are_named_and_counted(tmp_path, rng):
     good = jpeg(pixels(rng))
     text = jpeg(pixels(rng), format="PNG")
-    files = {"a/0 good.jpg": good, "a/1 text.jpg": b"not an image", "a/2 cut.jpg": good[:-300], "a/3 empty.jpg": b"",
-             "a/4 cut.png": text[:-500], "b/0 good.jpg": good}
+    files = {
+        "a/0 good.jpg": good,
+        "a/1 text.jpg": b"not an image",
+        "a/2 cut.jpg": good[:-300],
+        "a/3 empty.jpg": b"",
+        "a/4 cut.png": text[:-500],
+        "b/0 good.jpg": good,
+    }
     for path in (write_folder(tmp_path / "folder", files), write_tar(tmp_path / "a.tar", files)):
         dataset = open_dataset(path)
         with pytest.raises(ImageError, match="a/2 cut.jpg: image file is truncated"):
@@ -241,7 +296,12 @@ def test_bad_images_are_named_and_counted(tmp_path, rng):
         assert [p.name for p in dataset.problems] == ["a/2 cut.jpg"]
         checked = dataset.checked()
         assert [checked.name(i) for i in range(len(checked))] == ["a/0 good.jpg", "b/0 good.jpg"]
-        assert sorted(p.name for p in checked.problems) == ["a/1 text.jpg", "a/2 cut.jpg", "a/3 empty.jpg", "a/4 cut.png"]
+        assert sorted(p.name for p in checked.problems) == [
+            "a/1 text.jpg",
+            "a/2 cut.jpg",
+            "a/3 empty.jpg",
+            "a/4 cut.png",
+        ]
         assert dict(checked.problems)["a/1 text.jpg"].startswith("not an image in a known format (JPEG, PNG")
 
 
@@ -266,7 +326,9 @@ def test_a_long_member_is_refused(tmp_path, files, monkeypatch):
     monkeypatch.setattr(sources, "MAX_ENCODED_BYTES", 10_000)
     files["train/cat/long.png"] = bytes(10_001)
     dataset = open_dataset(write_tar(tmp_path / "a.tar", files))
-    assert [tuple(p) for p in dataset.problems] == [("train/cat/long.png", "10001 bytes, more than the 10000 that are read")]
+    assert [tuple(p) for p in dataset.problems] == [
+        ("train/cat/long.png", "10001 bytes, more than the 10000 that are read")
+    ]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -277,14 +339,23 @@ def test_exif_orientation(tmp_path, orientation):
     exif[0x0112] = orientation
     seen = np.asarray(open_one(tmp_path, "x.png", jpeg(image, format="PNG", exif=exif)).read(0))
     assert seen.shape == ((16, 32, 3) if orientation <= 4 else (32, 16, 3))
-    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[orientation]
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[
+        orientation
+    ]
     assert seen[corner].tolist() == [255, 255, 255] and seen.mean() == 255 / 4
 
 
-@pytest.mark.parametrize("mode, colour, want", [
-    ("L", 77, [77, 77, 77]), ("RGBA", (1, 2, 3, 9), [1, 2, 3]), ("LA", (5, 0), [5, 5, 5]), ("1", 1, [255, 255, 255]),
-    ("I;16", 0x4D00, [77, 77, 77]), ("P", 0, [10, 20, 30]),
-])
+@pytest.mark.parametrize(
+    "mode, colour, want",
+    [
+        ("L", 77, [77, 77, 77]),
+        ("RGBA", (1, 2, 3, 9), [1, 2, 3]),
+        ("LA", (5, 0), [5, 5, 5]),
+        ("1", 1, [255, 255, 255]),
+        ("I;16", 0x4D00, [77, 77, 77]),
+        ("P", 0, [10, 20, 30]),
+    ],
+)
 def test_other_modes_become_rgb(tmp_path, mode, colour, want):
     image = Image.new(mode, (9, 7), colour)
     options = {}
@@ -304,12 +375,16 @@ def test_a_jpeg_is_decoded_at_reduced_size(tmp_path, rng):
     assert dataset.read(0, min_side=101).size == (300, 200)
 
 
-# ---- views ----------------------------------------------------------------------------------------------------------
+# ---- views -------------------------------------------------------------------------------------------------
 
 
 def test_split(tmp_path):
     labels = np.repeat([0, 1, 2], [100, 10, 2])
-    np.savez(tmp_path / "a.npz", images=np.arange(112, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2), labels=labels)
+    np.savez(
+        tmp_path / "a.npz",
+        images=np.arange(112, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2),
+        labels=labels,
+    )
     dataset = open_dataset(tmp_path / "a.npz")
     for stratified in (True, False):
         one, other = dataset.split(0.8, seed=3, stratified=stratified)
@@ -330,7 +405,11 @@ def test_split(tmp_path):
 def test_subset(files, tmp_path):
     dataset = open_dataset(write_tar(tmp_path / "a.tar", files))
     assert dataset.subset(per_class=2).labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert samples(dataset.subset(5, seed=1)) == samples(dataset.subset(5, seed=1)) != samples(dataset.subset(5, seed=2))
+    assert (
+        samples(dataset.subset(5, seed=1))
+        == samples(dataset.subset(5, seed=1))
+        != samples(dataset.subset(5, seed=2))
+    )
     with pytest.raises(ValueError, match="per_class: 5 images asked for, 'cat' has 4"):
         dataset.subset(per_class=5)
     with pytest.raises(ValueError, match="n: 13 images asked for, 'the set' has 12"):
@@ -343,7 +422,7 @@ def test_subset(files, tmp_path):
         dataset.labels[0] = 1
 
 
-# ---- real data ------------------------------------------------------------------------------------------------------
+# ---- real data ---------------------------------------------------------------------------------------------
 
 
 def test_sign_digits():
@@ -361,7 +440,9 @@ def test_sign_digits_are_what_the_script_makes(shared_data, tmp_path):
     subprocess.run([sys.executable, script, shared_data("sign_digits.tar"), "--folder", tmp_path], check=True)
     made = open_splits(tmp_path / "sign_digits.tar.gz")
     for split, part in sign_digits().items():
-        assert [part.name(i) for i in range(len(part))] == [made[split].name(i) for i in range(len(made[split]))]
+        assert [part.name(i) for i in range(len(part))] == [
+            made[split].name(i) for i in range(len(made[split]))
+        ]
         for i in range(0, len(part), 20):  # JPEG libraries may round differently
             difference = np.asarray(part.read(i), int) - np.asarray(made[split].read(i), int)
             assert np.abs(difference).mean() < 1
@@ -401,6 +482,8 @@ def test_iterating_does_not_gather_memory(tmp_path, rng):
     """Three epochs over 60 images of 1 MB: memory grows by less than eight decoded images and the batches."""
     picture = jpeg(pixels(rng, 512, 682))
     path = write_tar(tmp_path / "a.tar.gz", {f"{'ab'[i % 2]}/{i}.jpg": picture for i in range(60)})
-    done = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT, path], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, path], capture_output=True, text=True, check=True
+    )
     peak, buffers = map(int, done.stdout.split())
     assert peak < 8 * 512 * 682 * 4 + buffers

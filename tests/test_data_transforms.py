@@ -20,7 +20,9 @@ def ramp(height, width):
 def test_result_is_square_and_reproducible(rng, crop, train, shape):
     image = pixels(rng, *shape)
     transform = Transform(64, train, crop=crop)
-    results = [transform(picture, np.random.default_rng(1)) for picture in (image, Image.fromarray(image), image)]
+    results = [
+        transform(picture, np.random.default_rng(1)) for picture in (image, Image.fromarray(image), image)
+    ]
     assert results[0].shape == (64, 64, 3) and results[0].dtype == np.uint8
     assert all(np.array_equal(result, results[0]) for result in results)
 
@@ -31,7 +33,9 @@ def test_eval_crops_the_centre():
     assert np.array_equal(seen, image[10:150, 50:190])
     assert np.array_equal(Transform(160, crop="pad")(image), image[:, 40:200])
     squashed = Transform(80, crop="squash")(image)
-    assert np.array_equal(squashed, np.asarray(Image.fromarray(image).resize((80, 80), Image.Resampling.BICUBIC)))
+    assert np.array_equal(
+        squashed, np.asarray(Image.fromarray(image).resize((80, 80), Image.Resampling.BICUBIC))
+    )
     resized = np.asarray(Image.fromarray(image).resize((96, 64), Image.Resampling.BICUBIC, reducing_gap=3.0))
     assert np.array_equal(Transform(56)(image), resized[4:60, 20:76])
 
@@ -112,8 +116,17 @@ def test_normalise(rng):
 
 
 def test_bad_input_is_refused_by_name():
-    for name, value in [("img_size", 0), ("crop", "middle"), ("crop_pct", 0), ("scale", (0.5, 0.4)), ("ratio", (0, 1)),
-                        ("pad", -1), ("flip", 2), ("std", (1, 1, 0)), ("mean", (1,))]:
+    for name, value in [
+        ("img_size", 0),
+        ("crop", "middle"),
+        ("crop_pct", 0),
+        ("scale", (0.5, 0.4)),
+        ("ratio", (0, 1)),
+        ("pad", -1),
+        ("flip", 2),
+        ("std", (1, 1, 0)),
+        ("mean", (1,)),
+    ]:
         with pytest.raises(ValueError, match=rf"{name}.*: expected .*got"):
             Transform(**{"img_size": 8, name: value})
     with pytest.raises(ValueError, match="rng: expected a numpy.random.Generator"):

@@ -2,9 +2,9 @@
 
     python tools/make_sign_digits.py sign_digits.tar
 
-The input holds Dataset/<digit>/IMG_<number>.JPG and LICENSE. Each image is resized to 64 x 64 and every fifth signer goes into
-the test split. The file numbers tell signers apart: everyone was photographed signing 0 to 9 in this order, so a new signer
-begins with each "0". (Where someone's 0 is missing, two signers count as one.)
+The input holds Dataset/<digit>/IMG_<number>.JPG and LICENSE. Each image is resized to 64 x 64 and every fifth
+signer goes into the test split. The file numbers tell signers apart: everyone was photographed signing 0 to 9
+in this order, so a new signer begins with each "0". (Where someone's 0 is missing, two signers count as one.)
 
 The output is the same, byte for byte, for the same versions of Pillow's JPEG library and of zlib.
 """
@@ -77,7 +77,10 @@ def main():
         for name in sorted(images):
             add(archive, name, images[name])
     n_test = sum(name.startswith("test/") for name in images)
-    print(f"{packed.name}: {packed.stat().st_size} bytes, {len(images) - n_test} + {n_test} images, {signer + 1} signers")
+    print(
+        f"{packed.name}: {packed.stat().st_size} bytes, "
+        f"{len(images) - n_test} + {n_test} images, {signer + 1} signers"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Labelled images for training: open a source, choose a transform, iterate over batches.
+"""Labelled images for training.
 
-    splits = open_splits("flowers.tar.gz")                    # or a folder, .tar, .npz; sign_digits() is shipped
+A source is opened, a transform chosen, and a loader iterated over:
+
+    splits = open_splits("flowers.tar.gz")                 # or a folder, .tar, .npz; sign_digits() is shipped
     loader = Loader(splits["train"], 64, Transform(224, train=True), shuffle=True)
-    for images, labels in loader:                             # uint8 B x 3 x S x S, int64 B
+    for images, labels in loader:                          # uint8 B x 3 x S x S, int64 B
         x = normalise(images, loader.transform.mean, loader.transform.std)
 """
 
@@ -13,16 +15,28 @@ from wasi.training.loader import Loader
 from wasi.training.sources import open_dataset, open_splits
 from wasi.training.transforms import HALF, IMAGENET_MEAN, IMAGENET_STD, Transform, normalise
 
-__all__ = ["HALF", "IMAGENET_MEAN", "IMAGENET_STD", "Dataset", "ImageError", "Loader", "Problem", "Transform", "normalise",
-           "open_dataset", "open_splits", "sign_digits"]
+__all__ = [
+    "HALF",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Dataset",
+    "ImageError",
+    "Loader",
+    "Problem",
+    "Transform",
+    "normalise",
+    "open_dataset",
+    "open_splits",
+    "sign_digits",
+]
 
 
 def sign_digits():
-    """The shipped data set, a dict of `Dataset` "train" and "test": hands that sign the digits 0 to 9, 64 x 64 px.
+    """The shipped data set, a dict of `Dataset` "train" and "test": hands signing 0 to 9, 64 x 64 px.
 
-    2,062 images of ten classes. Signers, told apart by the numbers of their photographs, are in one of the splits only.
-    Source: Mavi, "A New Dataset and Proposed Convolutional Neural Network Architecture for Classification of American Sign
-    Language Digits", arXiv 2011.08927; Apache-2.0.
+    2,062 images of ten classes. Signers, told apart by the numbers of their photographs, are in one of the
+    splits only. Source: Mavi, "A New Dataset and Proposed Convolutional Neural Network Architecture for
+    Classification of American Sign Language Digits", arXiv 2011.08927; Apache-2.0.
 
     >>> {split: len(images) for split, images in sign_digits().items()}
     {'train': 1651, 'test': 411}

@@ -1,4 +1,4 @@
-"""Labelled images: what every source of them looks like to the rest of the package, and how one image is decoded."""
+"""Labelled images: what a source of them looks like to the package, and how one image is decoded."""
 
 import threading
 from typing import NamedTuple
@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Formats that Pillow may try. The others are left out on purpose: some of them start programs (EPS) or reach the network.
+# Formats that Pillow may try. Others are left out on purpose: EPS, for one, starts an interpreter.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
-# An image with more pixels is refused before it is decoded (Pillow's own limit, which by itself is only a warning).
+# An image with more pixels is refused before it is decoded. (For Pillow this limit is only a warning.)
 MAX_PIXELS = 89_478_485
 
 EXIF_ORIENTATION = 0x0112
@@ -45,11 +45,11 @@ class Problems(list):
 def decode(file, min_side=None):
     """Decodes an image file: a Pillow image in RGB, upright as its EXIF orientation says.
 
-    Grey and palette images are converted, an alpha channel is dropped, 16-bit grey keeps its upper 8 bits; of an animation
-    the first frame is taken. Images of more than `MAX_PIXELS` pixels are refused.
+    Grey and palette images are converted, an alpha channel is dropped, 16-bit grey keeps its upper 8 bits; of
+    an animation the first frame is taken. Images of more than `MAX_PIXELS` pixels are refused.
 
-    Parameters: file (path or binary file); min_side (px) lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, which
-    is several times faster, as long as its shorter side keeps that many pixels.
+    Parameters: file (path or binary file); min_side (px) lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its
+    size, which is several times faster, as long as its shorter side keeps that many pixels.
     """
     try:
         opened = Image.open(file, formats=FORMATS)
@@ -57,7 +57,9 @@ def decode(file, min_side=None):
         raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
     with opened as image:
         if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS} that are decoded")
+            raise ImageError(
+                f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS} that are decoded"
+            )
         if min_side is not None:
             image.draft(None, (min_side, min_side))
         image.load()
@@ -81,8 +83,8 @@ def _to_rgb(image):
 class Dataset:
     """Images with class labels, read one by one; views of the same source share it and its `problems`.
 
-    Attributes: classes (tuple of names), labels (int64, one an image, indices into `classes`), problems (list of
-    `Problem`: everything of the whole source that could not be used, by name).
+    Attributes: classes (tuple of names), labels (int64, one an image, indices into `classes`), problems (list
+    of `Problem`: everything of the whole source that could not be used, by name).
 
     `source` has `problems`, `name(row)` and `read(row, min_side)`; `rows` says which of its images are here.
     """
@@ -133,9 +135,9 @@ class Dataset:
         return Dataset(self._source, self.classes, self.labels[indices], self._rows[indices])
 
     def split(self, fraction, seed=0, stratified=True):
-        """Two Datasets, drawn at random: about `fraction` of the images, and the rest; each in the order of this one.
+        """Two random Datasets: about `fraction` of the images, and the rest; each in the order of this one.
 
-        stratified: the fraction holds within each class, and no class of two or more images is missing from a side.
+        stratified: the fraction holds within each class, and a class of two or more images is on both sides.
 
         >>> from wasi.training.data import sign_digits
         >>> [len(part) for part in sign_digits()["train"].split(0.9)]
@@ -163,14 +165,21 @@ class Dataset:
         if per_class is None:
             groups, size = [np.arange(len(self))], n
         else:
-            groups, size = [np.flatnonzero(self.labels == label) for label in range(len(self.classes))], per_class
+            groups, size = (
+                [np.flatnonzero(self.labels == label) for label in range(len(self.classes))],
+                per_class,
+            )
         if size < 1:
             raise ValueError(f"{'n' if per_class is None else 'per_class'}: expected at least 1, got {size}")
         for group, name in zip(groups, ["the set"] if per_class is None else self.classes):
             if len(group) < size:
-                raise ValueError(f"{'n' if per_class is None else 'per_class'}: {size} images asked for, "
-                                 f"{name!r} has {len(group)}")
-        return self.take(np.sort(np.concatenate([rng.choice(group, size, replace=False) for group in groups])))
+                raise ValueError(
+                    f"{'n' if per_class is None else 'per_class'}: {size} images asked for, "
+                    f"{name!r} has {len(group)}"
+                )
+        return self.take(
+            np.sort(np.concatenate([rng.choice(group, size, replace=False) for group in groups]))
+        )
 
     def checked(self):
         """The Dataset of those images that decode to the end; the others are named in `problems`.

@@ -9,19 +9,20 @@ from PIL import Image
 
 from wasi.training.dataset import ImageError
 
-# Random streams of (seed, epoch, stream): the order of the images, then one stream an image. (A missing last number
-# would be the same as 0 to NumPy.)
-ORDER_STREAM, FIRST_IMAGE_STREAM = 0, 1
+# Random streams: (seed, epoch, 0) the order of the images, (seed, epoch, 1, 1 + batch) what is drawn once a
+# batch, and (seed, epoch, 2 + index) an image. Numbers that are missing at the end count as 0.
+ORDER_STREAM, BATCH_STREAM, FIRST_IMAGE_STREAM = 0, 1, 2
 
 
 class Loader:
     """Iterates over (images uint8 B x 3 x S x S, labels int64 B), one epoch an iteration.
 
-    The order of the images depends on (seed, epoch) alone, and what `transform` draws on (seed, epoch, index of the
-    image) alone: the number of threads, prefetching, the cache and an interruption never change the data.
+    The order of the images depends on (seed, epoch) alone, and what `transform` draws on (seed, epoch, index
+    of the image) alone: the number of threads, prefetching, the cache and an interruption never change the
+    data.
 
-    Each complete iteration ends with `epoch` one higher. One that was left early starts again from the epoch's first batch,
-    unless `load_state_dict` set the place where to go on.
+    Each complete iteration ends with `epoch` one higher. After one that was left early the same epoch starts
+    again from its first batch, unless `load_state_dict` set the place where to go on.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ class Loader:
     shuffle : whether every epoch has its own random order
     seed : non-negative integer
     drop_last : whether a smaller last batch is left out
-    n_workers : threads that decode (Pillow does so without the interpreter lock); 0 decodes in the caller's thread
+    n_workers : threads that decode (Pillow does so without the interpreter lock); 0: the caller's thread does
     prefetch : batches that may be ready or in work before they are asked for; at least one a worker
     cache_bytes : keeps up to so many bytes of decoded (and, where no random crop is to come, resized) images
 
@@ -44,14 +45,31 @@ class Loader:
     ((16, 3, 64, 64), (16,))
     """
 
-    def __init__(self, dataset, batch_size, transform, shuffle=False, seed=0, drop_last=False, n_workers=1, prefetch=2,
-                 cache_bytes=0):
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0), ("n_workers", n_workers, 0),
-                                   ("prefetch", prefetch, 1), ("cache_bytes", cache_bytes, 0)):
+    def __init__(
+        self,
+        dataset,
+        batch_size,
+        transform,
+        shuffle=False,
+        seed=0,
+        drop_last=False,
+        n_workers=1,
+        prefetch=2,
+        cache_bytes=0,
+    ):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("n_workers", n_workers, 0),
+            ("prefetch", prefetch, 1),
+            ("cache_bytes", cache_bytes, 0),
+        ):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         if batch_size > len(dataset):
-            raise ValueError(f"batch_size: expected at most the {len(dataset)} images of the set, got {batch_size}")
+            raise ValueError(
+                f"batch_size: expected at most the {len(dataset)} images of the set, got {batch_size}"
+            )
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
         self.shuffle, self.seed, self.drop_last, self.n_workers = shuffle, seed, drop_last, n_workers
         self._ahead = max(prefetch, n_workers)
@@ -70,7 +88,7 @@ class Loader:
 
     @property
     def buffer_bytes(self):
-        """The most that batches take: those made ahead, the one handed out, and the one before it until it is let go."""
+        """The most that batches take: those ahead, the one handed out, the one before until it is let go."""
         batches = 2 + (self._ahead if self.n_workers else 0)
         return batches * self.batch_size * 3 * self.transform.img_size**2
 
@@ -80,17 +98,24 @@ class Loader:
         return self._cache.bytes
 
     def state_dict(self):
-        """Where the iteration stands, in numbers: the next batch is the one after the last that was handed out."""
+        """Where the iteration stands, in numbers: the next batch is the one after the last handed out."""
         return {"epoch": self._epoch, "batch": self._batch, **self._stream()}
 
     def load_state_dict(self, state):
-        """Lets the next iteration go on where `state_dict` was called. Raises ValueError for another stream of batches."""
+        """Lets the next iteration go on where `state_dict` was called.
+
+        Raises ValueError where that was a loader of another stream of batches.
+        """
         for name, value in self._stream().items():
             if state[name] != value:
-                raise ValueError(f"{name}: the saved state is of a loader with {state[name]}, this one has {value}")
+                raise ValueError(
+                    f"{name}: the saved state is of a loader with {state[name]}, this one has {value}"
+                )
         epoch, batch = state["epoch"], state["batch"]
         if epoch < 0 or not 0 <= batch <= len(self):
-            raise ValueError(f"batch: expected 0 to {len(self)} of an epoch from 0, got {batch} of epoch {epoch}")
+            raise ValueError(
+                f"batch: expected 0 to {len(self)} of an epoch from 0, got {batch} of epoch {epoch}"
+            )
         if batch == len(self):
             epoch, batch = epoch + 1, 0
         self._epoch, self._batch, self._resumes = epoch, batch, True
@@ -99,9 +124,21 @@ class Loader:
         """Lets the next iteration be that of `epoch`, from its first batch."""
         self._epoch, self._batch, self._resumes = epoch, 0, False
 
+    def batch_rng(self):
+        """A generator for what is drawn once a batch, such as mixup; call it once a batch, as it starts anew.
+
+        It depends on seed, epoch and the number of the batch that was handed out last.
+        """
+        return np.random.default_rng((self.seed, self._epoch, BATCH_STREAM, 1 + self._batch))
+
     def _stream(self):
-        return {"seed": self.seed, "n_images": len(self.dataset), "batch_size": self.batch_size,
-                "shuffle": self.shuffle, "drop_last": self.drop_last}
+        return {
+            "seed": self.seed,
+            "n_images": len(self.dataset),
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+        }
 
     def __iter__(self):
         first = self._batch if self._resumes else 0
@@ -118,7 +155,9 @@ class Loader:
     def _batches(self, epoch, first):
         """Yields the batches of an epoch from number `first` on."""
         n = len(self.dataset)
-        order = np.random.default_rng((self.seed, epoch, ORDER_STREAM)).permutation(n) if self.shuffle else np.arange(n)
+        order = np.arange(n)
+        if self.shuffle:
+            np.random.default_rng((self.seed, epoch, ORDER_STREAM)).shuffle(order)
         chunks = [order[b * self.batch_size : (b + 1) * self.batch_size] for b in range(first, len(self))]
         stop = threading.Event()
         if self.n_workers == 0:
@@ -158,7 +197,8 @@ class Loader:
         if prepared is None:
             prepared = self.transform.prepare(self.dataset.read(index, self.transform.min_side))
             self._cache.put(index, prepared)
-        return self.transform.finish(prepared, np.random.default_rng((self.seed, epoch, FIRST_IMAGE_STREAM + index)))
+        rng = np.random.default_rng((self.seed, epoch, FIRST_IMAGE_STREAM + index))
+        return self.transform.finish(prepared, rng)
 
 
 class _Cache:

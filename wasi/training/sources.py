@@ -1,8 +1,9 @@
 """Where labelled images come from: folders, tar archives read in place, .npz arrays.
 
-A folder or archive holds `<class>/...` or `{train,val,test}/<class>/...`, possibly under one more folder. Images are sorted
-by path, classes by name, so a folder and a tar of it are the same data set. What is not used is named in `problems`;
-only hidden files, and files of other kinds outside of the class folders, are passed over.
+A folder or archive holds `<class>/...` or `{train,val,test}/<class>/...`, possibly under one more folder.
+Images are sorted by path, classes by name, so a folder and a tar of it are the same data set. What is not
+used is named in `problems`; only hidden files, and files of other kinds outside of the class folders, are
+passed over.
 """
 
 import gzip
@@ -19,7 +20,14 @@ import numpy as np
 
 from wasi.training.dataset import SUFFIXES, Dataset, ImageError, Problems, decode
 
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 # An encoded image inside of an archive is read whole; a longer one is refused.
 MAX_ENCODED_BYTES = 1 << 28
@@ -38,9 +46,10 @@ def open_dataset(path, split="train", memory_limit_bytes=1 << 30):
 
 
 def open_splits(path, memory_limit_bytes=1 << 30):
-    """Opens a source of labelled images: a dict of `Dataset` by "train", "val", "test", as far as there are such splits.
+    """Opens a source of labelled images: a dict of `Dataset` by split, "train", "val" and "test".
 
-    A source without splits is all "train". The splits have the same `classes` and share `problems`.
+    Only splits that are there; a source without any is all "train". They have the same `classes` and
+    `problems`.
 
     Parameters
     ----------
@@ -51,8 +60,9 @@ def open_splits(path, memory_limit_bytes=1 << 30):
         `train_images`, `train_labels`, `test_images`, ..., and optionally `classes` (names).
     memory_limit_bytes : the most that a `.tar.gz` or `.npz` may keep in memory.
 
-    Raises FileNotFoundError for a missing path; ValueError where the source is of no known kind, is damaged, has no images
-    or one class only, or needs more memory. Single images that cannot be used are listed in `problems` instead.
+    Raises FileNotFoundError for a missing path; ValueError where the source is of no known kind, is damaged,
+    has no images or one class only, or needs more memory. Single images that cannot be used are listed in
+    `problems`.
     """
     path = Path(path)
     name = path.name.lower()
@@ -69,7 +79,7 @@ def open_splits(path, memory_limit_bytes=1 << 30):
     raise ValueError(f"{path}: unknown format; expected a folder, .tar, .tar.gz, .tgz or .npz")
 
 
-# ---- folders and archives -------------------------------------------------------------------------------------------
+# ---- folders and archives ----------------------------------------------------------------------------------
 
 
 class _EncodedImages:
@@ -95,7 +105,7 @@ def _open_folder(path):
 
 
 def _walk(path, parts, above, files, folders, problems):
-    """Collects regular files {parts: path} and folders {parts}. Links are followed, except back to a folder above."""
+    """Collects files {parts: path} and folders {parts}. Links are followed, except back to a folder above."""
     status = os.stat(path)
     identity = (status.st_dev, status.st_ino)
     if identity in above:
@@ -120,7 +130,7 @@ def _text(parts):
 
 
 class _Member(tarfile.TarInfo):
-    """Member whose damaged header is an error: tarfile takes one in mid-archive for the end, and so drops the rest."""
+    """Member whose damaged header is an error; tarfile takes one for the end, and so drops the rest."""
 
     @classmethod
     def fromtarfile(cls, archive):
@@ -164,8 +174,10 @@ def _open_tar(path):
     folders = set()
     try:
         with tarfile.open(path, "r:", tarinfo=_Member, errors="backslashreplace") as archive:
-            files = {parts: (member.offset_data, member.size)
-                     for parts, member in _image_members(archive, folders, problems)}
+            files = {
+                parts: (member.offset_data, member.size)
+                for parts, member in _image_members(archive, folders, problems)
+            }
     except tarfile.TarError as error:
         raise ValueError(f"{path}: not a whole tar archive: {error}") from error
     return _splits_of_paths(path, files, folders, _Slices(path).fetch, problems)
@@ -198,8 +210,10 @@ def _open_tar_gz(path, memory_limit_bytes):
                         continue
                     total += member.size
                     if total > memory_limit_bytes:
-                        raise ValueError(f"{path}: its images take more than memory_limit_bytes ({memory_limit_bytes}); "
-                                         f"gunzip it: a plain .tar is read in place")
+                        raise ValueError(
+                            f"{path}: its images take more than memory_limit_bytes ({memory_limit_bytes}); "
+                            f"gunzip it: a plain .tar is read in place"
+                        )
                     files[parts] = archive.extractfile(member).read()
             while unzipped.read(1 << 20):  # to the end, where the checksum is
                 pass
@@ -216,8 +230,10 @@ def _splits_of_paths(path, files, folders, fetch, problems):
     """{split: Dataset} from {parts: place} and the set of folders."""
     images = sorted(parts for parts in files if _is_image(parts))
     if not images:
-        raise ValueError(f"{path}: no images ({' '.join(SUFFIXES)}) among {len(files)} files, "
-                         f"{len(problems)} others could not be used")
+        raise ValueError(
+            f"{path}: no images ({' '.join(SUFFIXES)}) among {len(files)} files, "
+            f"{len(problems)} others could not be used"
+        )
     top, class_at = _levels(path, images)
     used, class_folders = [], set()
     for parts in images:
@@ -233,7 +249,9 @@ def _splits_of_paths(path, files, folders, fetch, problems):
         if len(parts) == class_at + 1 and parts[:top] == used[0][:top] and parts not in class_folders:
             problems.add(_text(parts), "a folder without images")
 
-    source = _EncodedImages([_text(parts) for parts in used], [files[parts] for parts in used], fetch, problems)
+    source = _EncodedImages(
+        [_text(parts) for parts in used], [files[parts] for parts in used], fetch, problems
+    )
     split_names = [SPLITS[parts[top].lower()] if class_at > top else "train" for parts in used]
     classes, labels = np.unique([parts[class_at] for parts in used], return_inverse=True)
     return _datasets(path, source, split_names, [str(name) for name in classes], labels)
@@ -244,13 +262,17 @@ def _levels(path, images):
     top = 0
     while True:
         names = {parts[top] for parts in images if len(parts) > top + 1}
-        split_names = {parts[top] for parts in images if len(parts) > top + 2 and parts[top].lower() in SPLITS}
+        split_names = {
+            parts[top] for parts in images if len(parts) > top + 2 and parts[top].lower() in SPLITS
+        }
         others = {name for name in names if name.lower() not in SPLITS}
         if not names:
             raise ValueError(f"{path}: {len(images)} images, none of them in a class folder")
         if split_names and others:
-            raise ValueError(f"{path}: folders of splits ({', '.join(sorted(split_names))}) beside others with images "
-                             f"({', '.join(sorted(others))}); expected only train, val, test, or only classes")
+            raise ValueError(
+                f"{path}: folders of splits ({', '.join(sorted(split_names))}) beside others with images "
+                f"({', '.join(sorted(others))}); expected only train, val, test, or only classes"
+            )
         if split_names:
             return top, top + 1
         if len(names) > 1 or all(len(parts) <= top + 2 for parts in images):
@@ -264,10 +286,14 @@ def _datasets(path, source, split_names, classes, labels):
         raise ValueError(f"{path}: only one class, {classes[0]!r}; expected at least two")
     split_names = np.array(split_names)
     rows = {split: np.flatnonzero(split_names == split) for split in ("train", "val", "test")}
-    return {split: Dataset(source, classes, labels[rows[split]], rows[split]) for split in rows if len(rows[split])}
+    return {
+        split: Dataset(source, classes, labels[rows[split]], rows[split])
+        for split in rows
+        if len(rows[split])
+    }
 
 
-# ---- arrays ---------------------------------------------------------------------------------------------------------
+# ---- arrays ------------------------------------------------------------------------------------------------
 
 
 class _Arrays:
@@ -296,13 +322,17 @@ def _open_npz(path, memory_limit_bytes):
                 _check_images(path, key, *headers[key])
             total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers.values())
             if total > memory_limit_bytes:
-                raise ValueError(f"{path}: its arrays take {total} bytes, more than memory_limit_bytes "
-                                 f"({memory_limit_bytes})")
+                raise ValueError(
+                    f"{path}: its arrays take {total} bytes, more than memory_limit_bytes "
+                    f"({memory_limit_bytes})"
+                )
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in pairs}
-                labels = {key: _labels(path, labels_key, archive[labels_key], len(arrays[key]))
-                          for key, (_, labels_key) in pairs.items()}
+                labels = {
+                    key: _labels(path, labels_key, archive[labels_key], len(arrays[key]))
+                    for key, (_, labels_key) in pairs.items()
+                }
                 classes = [str(name) for name in archive["classes"]] if "classes" in headers else None
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             reason = str(error) or type(error).__name__
@@ -322,14 +352,18 @@ def _open_npz(path, memory_limit_bytes):
 
 
 def _npz_headers(path, file):
-    """{key: (shape, dtype)} without reading any array, so that a huge one is refused before it is allocated."""
+    """{key: (shape, dtype)}, read without the arrays: a huge one is refused before it is allocated."""
     headers = {}
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
                 try:
                     major, _ = np.lib.format.read_magic(member)
-                    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if major == 1
+                        else np.lib.format.read_array_header_2_0
+                    )
                     shape, _, dtype = read(member)
                 except ValueError as error:
                     raise ValueError(f"{path}: {name}: not an array: {error}") from None
@@ -346,7 +380,9 @@ def _npz_pairs(path, headers):
         if f"{prefix}_images" in headers:
             pairs[f"{prefix}_images"] = split, f"{prefix}_labels"
     if not pairs:
-        raise ValueError(f"{path}: expected an array 'images' or 'train_images', got {', '.join(sorted(headers))}")
+        raise ValueError(
+            f"{path}: expected an array 'images' or 'train_images', got {', '.join(sorted(headers))}"
+        )
     for key, (_, labels_key) in pairs.items():
         if labels_key not in headers:
             raise ValueError(f"{path}: {key!r} without {labels_key!r}")
@@ -355,12 +391,16 @@ def _npz_pairs(path, headers):
 
 def _check_images(path, key, shape, dtype):
     if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
-        raise ValueError(f"{path}: {key}: expected uint8 N x H x W x 3 or N x H x W, got {dtype} of shape {shape}")
+        raise ValueError(
+            f"{path}: {key}: expected uint8 N x H x W x 3 or N x H x W, got {dtype} of shape {shape}"
+        )
 
 
 def _labels(path, key, labels, n):
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.shape != (n,) or (n and labels.min() < 0):
-        raise ValueError(f"{path}: {key}: expected {n} integers from 0, got {labels.dtype} of shape {labels.shape}")
+        raise ValueError(
+            f"{path}: {key}: expected {n} integers from 0, got {labels.dtype} of shape {labels.shape}"
+        )
     return labels.astype(np.int64)

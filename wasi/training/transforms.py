@@ -1,4 +1,4 @@
-"""From a decoded image to a square uint8 array of the model's input size, and from there to normalised floats."""
+"""From a decoded image to a square uint8 array of the model's input size, and on to normalised floats."""
 
 import math
 from collections.abc import Callable
@@ -25,8 +25,8 @@ class Transform:
     squash    both sides to img_size, random shift         both sides to img_size
     auto      "pad" for an image whose shorter side is img_size or less, "resized" for the others
 
-    A random shift goes up to `pad` * img_size beyond the image, which is black there. In training a random half (`flip`) of the
-    images is mirrored, and `augment` comes last.
+    A random shift goes up to `pad` * img_size beyond the image, which is black there. In training images are
+    mirrored with probability `flip`, and `augment` comes last.
 
     >>> image = np.zeros((40, 60, 3), np.uint8)
     >>> Transform(32)(image).shape
@@ -63,21 +63,25 @@ class Transform:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip: expected a probability, got {self.flip}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean, std: expected three numbers each, std above 0, got {self.mean}, {self.std}")
+            raise ValueError(
+                f"mean, std: expected three numbers each, std above 0, got {self.mean}, {self.std}"
+            )
 
     @property
     def min_side(self):
         """The shorter side (px) that an image should keep when it is decoded at reduced size."""
         if self.train:  # the narrowest crop still has img_size pixels
-            return math.ceil(self.img_size / math.sqrt(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1], 1)))
+            return math.ceil(
+                self.img_size / math.sqrt(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1], 1))
+            )
         return round(self.img_size / self.crop_pct)
 
     def __call__(self, image, rng=None):
-        """The image (Pillow, or uint8 H x W x 3) as uint8 img_size x img_size x 3. rng: needed in training."""
+        """The image (Pillow, or uint8 H x W x 3) as uint8 img_size x img_size x 3. Training needs rng."""
         return self.finish(self.prepare(image), rng)
 
     def prepare(self, image):
-        """The part that is the same in every epoch: a Pillow image, resized unless a random crop is to come."""
+        """The part that is the same in every epoch: a Pillow image, resized unless it is to be cropped."""
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         crop, size = self._crop_of(image), self.img_size
@@ -95,10 +99,14 @@ class Transform:
         if not self.train:
             return np.asarray(image)
         if rng is None:
-            raise ValueError("rng: expected a numpy.random.Generator, as this transform draws at random; got None")
+            raise ValueError(
+                "rng: expected a numpy.random.Generator, as this transform draws at random; got None"
+            )
         size = self.img_size
         if self._crop_of(image) == "resized":
-            image = _resize(image, size, size, _random_box(image.width, image.height, self.scale, self.ratio, rng))
+            image = _resize(
+                image, size, size, _random_box(image.width, image.height, self.scale, self.ratio, rng)
+            )
         else:
             image = _random_shift(image, size, round(self.pad * size), rng)
         if rng.random() < self.flip:
@@ -136,7 +144,7 @@ def _random_shift(image, size, pad, rng):
 
 
 def _random_box(width, height, scale, ratio, rng):
-    """(x0, y0, x1, y1) of a crop with uniform area and log-uniform aspect ratio; after ten that do not fit, a central one."""
+    """(x0, y0, x1, y1) of uniform area and log-uniform aspect; after ten that do not fit, a central box."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
         area, aspect = width * height * rng.uniform(*scale), math.exp(rng.uniform(low, high))
@@ -153,7 +161,7 @@ def _random_box(width, height, scale, ratio, rng):
 def normalise(images, mean=HALF, std=HALF, out=None):
     """(images / 255 - mean) / std, channel by channel.
 
-    Parameters: images uint8 (..., 3, H, W); mean, std of three numbers each; out float32 of that shape or None.
+    Parameters: images uint8 (..., 3, H, W); mean, std three numbers each; out float32 of that shape or None.
     Returns float32, which is `out` where that is given.
     Raises TypeError or ValueError naming the argument that does not fit.
 
