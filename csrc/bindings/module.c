@@ -59,8 +59,11 @@ static int module_exec(PyObject *module)
     PyMethodDef *const tables[] = {
         module_methods,
         wasi_attention_methods,
+        wasi_embed_methods,
         wasi_linear_methods,
+        wasi_loss_methods,
         wasi_norm_methods,
+        wasi_optim_methods,
     };
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         if (PyModule_AddFunctions(module, tables[i]) < 0)

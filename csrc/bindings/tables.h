@@ -5,7 +5,10 @@
 #include "bindings/convert.h"
 
 extern PyMethodDef wasi_attention_methods[];
+extern PyMethodDef wasi_embed_methods[];
 extern PyMethodDef wasi_linear_methods[];
+extern PyMethodDef wasi_optim_methods[];
+extern PyMethodDef wasi_loss_methods[];
 extern PyMethodDef wasi_norm_methods[];
 
 int wasi_add_arena_type(PyObject *module);

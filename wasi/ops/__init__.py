@@ -1,20 +1,33 @@
 """Operations on NumPy arrays, forward and backward, each on a C kernel. Layers are built from these."""
 
 from wasi.ops.attention import attention, attention_backward, attention_gqa, attention_gqa_backward
+from wasi.ops.embed import assemble_tokens, assemble_tokens_backward, extract_patches, fold_patches
 from wasi.ops.linear import factored_linear, factored_linear_backward, linear, linear_backward
+from wasi.ops.loss import cross_entropy
 from wasi.ops.norm import add_layer_norm, layer_norm, layer_norm_apply, layer_norm_backward
+from wasi.ops.optim import adamw_update, add, all_finite, sgd_update, sum_of_squares
 
 __all__ = [
+    "adamw_update",
+    "add",
     "add_layer_norm",
+    "all_finite",
+    "assemble_tokens",
+    "assemble_tokens_backward",
     "attention",
     "attention_backward",
     "attention_gqa",
     "attention_gqa_backward",
+    "cross_entropy",
+    "extract_patches",
     "factored_linear",
     "factored_linear_backward",
+    "fold_patches",
     "layer_norm",
     "layer_norm_apply",
     "layer_norm_backward",
     "linear",
     "linear_backward",
+    "sgd_update",
+    "sum_of_squares",
 ]

@@ -1,0 +1,182 @@
+#include "bindings/tables.h"
+
+#include "kernels/patch_embed.h"
+
+/* One number a channel, copied from any sequence. */
+static int need_channels(PyObject *object, npy_intp C, const char *name, float *out)
+{
+    PyObject *sequence = PySequence_Fast(object, "");
+    if (sequence == NULL || PySequence_Fast_GET_SIZE(sequence) != C) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a sequence of %zd numbers, one a channel, got %R", name, (Py_ssize_t)C,
+                     object);
+        Py_XDECREF(sequence);
+        return 0;
+    }
+    for (npy_intp c = 0; c < C; c++)
+        out[c] = (float)PyFloat_AsDouble(PySequence_Fast_GET_ITEM(sequence, c));
+    Py_DECREF(sequence);
+    return !PyErr_Occurred();
+}
+
+enum { MAX_CHANNELS = 16 };
+
+static int need_patch(const wasi_array *images, long patch)
+{
+    npy_intp C = images->dim[1], S = images->dim[2];
+    if (images->dim[3] != S || patch < 1 || S % patch != 0 || S == 0) {
+        PyErr_Format(PyExc_ValueError, "images: expected shape (B, C, S, S) with S a multiple of the patch size %ld, got "
+                     "images of %zd x %zd", patch, (Py_ssize_t)S, (Py_ssize_t)images->dim[3]);
+        return 0;
+    }
+    if (C < 1 || C > MAX_CHANNELS) {
+        PyErr_Format(PyExc_ValueError, "images.shape[1]: expected 1 to %d channels, got %zd", MAX_CHANNELS, (Py_ssize_t)C);
+        return 0;
+    }
+    return 1;
+}
+
+static PyObject *extract_patches(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"images", "patch", "mean", "std", "out", NULL};
+    PyObject *images_obj, *mean_obj = Py_None, *std_obj = Py_None, *out_obj = Py_None;
+    long p;
+    wasi_array images;
+    float mean[MAX_CHANNELS] = {0}, std[MAX_CHANNELS];
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Ol|OOO:extract_patches", names, &images_obj, &p, &mean_obj, &std_obj,
+                                     &out_obj))
+        return NULL;
+    int bytes = PyArray_Check(images_obj) && PyArray_TYPE((PyArrayObject *)images_obj) == NPY_UINT8;
+    if (!wasi_need_array(images_obj, bytes ? NPY_UINT8 : NPY_FLOAT32, 4, "images", &images) || !need_patch(&images, p))
+        return NULL;
+    npy_intp B = images.dim[0], C = images.dim[1], S = images.dim[2];
+    for (npy_intp c = 0; c < C; c++)
+        std[c] = 1;
+    if (bytes && ((mean_obj != Py_None && !need_channels(mean_obj, C, "mean", mean)) ||
+                  (std_obj != Py_None && !need_channels(std_obj, C, "std", std))))
+        return NULL;
+
+    npy_intp dims[3] = {B, S / p * (S / p), C * p * p};
+    PyArrayObject *patches = wasi_out_array(out_obj, NPY_FLOAT32, 3, dims, "out");
+    if (patches == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = bytes ? wasi_extract_patches_u8(WASI_DATA(patches), images.data, mean, std, B, C, S, p, n_threads)
+                   : wasi_extract_patches_f32(WASI_DATA(patches), images.data, B, C, S, p, n_threads);
+    Py_END_ALLOW_THREADS
+    if (status != WASI_OK) {
+        Py_DECREF(patches);
+        return wasi_raise(status, "extract_patches");
+    }
+    return (PyObject *)patches;
+}
+
+static PyObject *fold_patches(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"patches", "patch", "channels", NULL};
+    PyObject *patches_obj;
+    long p, C = 3;
+    wasi_array patches;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Ol|l:fold_patches", names, &patches_obj, &p, &C))
+        return NULL;
+    if (!wasi_need_f32(patches_obj, 3, "patches", &patches))
+        return NULL;
+    npy_intp g = 0;
+    while (g * g < patches.dim[1])
+        g++;
+    if (p < 1 || C < 1 || g * g != patches.dim[1] || patches.dim[2] != C * p * p)
+        return PyErr_Format(PyExc_ValueError, "patches: expected shape (B, g * g, %ld * %ld * %ld), got (%zd, %zd, %zd)", C, p,
+                            p, (Py_ssize_t)patches.dim[0], (Py_ssize_t)patches.dim[1], (Py_ssize_t)patches.dim[2]);
+    npy_intp dims[4] = {patches.dim[0], C, g * p, g * p};
+    PyArrayObject *images = wasi_new_f32(4, dims);
+    if (images == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_fold_patches(WASI_DATA(images), patches.data, dims[0], C, g * p, p, n_threads);
+    Py_END_ALLOW_THREADS
+    if (status != WASI_OK) {
+        Py_DECREF(images);
+        return wasi_raise(status, "fold_patches");
+    }
+    return (PyObject *)images;
+}
+
+static PyObject *assemble_tokens(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"rows", "cls", "pos", NULL};
+    PyObject *rows_obj, *cls_obj, *pos_obj;
+    wasi_array rows, cls, pos;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO:assemble_tokens", names, &rows_obj, &cls_obj, &pos_obj))
+        return NULL;
+    if (!wasi_need_f32(rows_obj, 3, "rows", &rows) || !wasi_maybe_array(cls_obj, NPY_FLOAT32, 3, "cls", &cls) ||
+        !wasi_need_f32(pos_obj, 3, "pos", &pos) ||
+        (cls.data && (!wasi_need_dim(&cls, 1, 1, "cls", "one token") ||
+                      !wasi_need_dim(&cls, 2, rows.dim[2], "cls", "rows.shape[2]"))) ||
+        !wasi_need_dim(&pos, 1, rows.dim[1] + (cls.data != NULL), "pos", "one position a token") ||
+        !wasi_need_dim(&pos, 2, rows.dim[2], "pos", "rows.shape[2]"))
+        return NULL;
+    npy_intp dims[3] = {rows.dim[0], pos.dim[1], rows.dim[2]};
+    PyArrayObject *tokens = wasi_new_f32(3, dims);
+    if (tokens == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_assemble_tokens(WASI_DATA(tokens), rows.data, cls.data, pos.data, rows.dim[0], rows.dim[1], rows.dim[2],
+                                  cls.data != NULL, n_threads);
+    Py_END_ALLOW_THREADS
+    if (status != WASI_OK) {
+        Py_DECREF(tokens);
+        return wasi_raise(status, "assemble_tokens");
+    }
+    return (PyObject *)tokens;
+}
+
+static PyObject *assemble_tokens_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"dtokens", "dcls", "dpos", "n_cls", NULL};
+    PyObject *dtokens_obj, *dcls_obj = Py_None, *dpos_obj = Py_None;
+    int n_cls = 1;
+    wasi_array dtokens, dcls = {0}, dpos = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOi:assemble_tokens_backward", names, &dtokens_obj, &dcls_obj,
+                                     &dpos_obj, &n_cls))
+        return NULL;
+    if (!wasi_need_f32(dtokens_obj, 3, "dtokens", &dtokens))
+        return NULL;
+    if (n_cls < 0 || n_cls > 1 || dtokens.dim[1] < n_cls)
+        return PyErr_Format(PyExc_ValueError, "n_cls: expected 0 or 1 and no more than the tokens, got %d", n_cls);
+    if ((dcls_obj != Py_None && (!wasi_need_writable(dcls_obj, NPY_FLOAT32, 3, "dcls", &dcls) ||
+                                 !wasi_need_dim(&dcls, 1, n_cls, "dcls", "n_cls") ||
+                                 !wasi_need_dim(&dcls, 2, dtokens.dim[2], "dcls", "dtokens.shape[2]"))) ||
+        (dpos_obj != Py_None && (!wasi_need_writable(dpos_obj, NPY_FLOAT32, 3, "dpos", &dpos) ||
+                                 !wasi_need_dim(&dpos, 1, dtokens.dim[1], "dpos", "dtokens.shape[1]") ||
+                                 !wasi_need_dim(&dpos, 2, dtokens.dim[2], "dpos", "dtokens.shape[2]"))))
+        return NULL;
+    npy_intp dims[3] = {dtokens.dim[0], dtokens.dim[1] - n_cls, dtokens.dim[2]};
+    PyArrayObject *drows = wasi_new_f32(3, dims);
+    if (drows == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_assemble_tokens_backward(WASI_DATA(drows), dcls.data, dpos.data, dtokens.data, dims[0], dims[1], dims[2],
+                                           n_cls, n_threads);
+    Py_END_ALLOW_THREADS
+    if (status != WASI_OK) {
+        Py_DECREF(drows);
+        return wasi_raise(status, "assemble_tokens_backward");
+    }
+    return (PyObject *)drows;
+}
+
+PyMethodDef wasi_embed_methods[] = {
+    WASI_METHOD("extract_patches", extract_patches, "extract_patches(images, patch, mean=None, std=None, out=None) -> patches"),
+    WASI_METHOD("fold_patches", fold_patches, "fold_patches(patches, patch, channels=3) -> images"),
+    WASI_METHOD("assemble_tokens", assemble_tokens, "assemble_tokens(rows, cls, pos) -> tokens"),
+    WASI_METHOD("assemble_tokens_backward", assemble_tokens_backward,
+                "assemble_tokens_backward(dtokens, dcls=None, dpos=None, n_cls=1) -> drows"),
+    {NULL},
+};

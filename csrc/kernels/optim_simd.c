@@ -1,0 +1,51 @@
+#include "kernels/optim_simd.h"
+
+#include <math.h>
+
+void WASI_SIMD(wasi_sgd_span)(float *param, float *buffer, const float *grad, wasi_sgd_options o, wasi_int n)
+{
+    if (buffer == NULL) {
+        for (wasi_int i = 0; i < n; i++)
+            param[i] -= o.lr * (o.grad_scale * grad[i] + o.weight_decay * param[i]);
+        return;
+    }
+    for (wasi_int i = 0; i < n; i++) {
+        float g = o.grad_scale * grad[i] + o.weight_decay * param[i];
+        buffer[i] = o.momentum * buffer[i] + g;
+        param[i] -= o.lr * (o.nesterov ? g + o.momentum * buffer[i] : buffer[i]);
+    }
+}
+
+void WASI_SIMD(wasi_adamw_span)(float *param, float *m, float *v, const float *grad, wasi_adamw_options o, wasi_int n)
+{
+    for (wasi_int i = 0; i < n; i++) {
+        float g = o.grad_scale * grad[i];
+        m[i] = o.beta1 * m[i] + o.rest1 * g;
+        v[i] = o.beta2 * v[i] + o.rest2 * g * g;
+        param[i] = o.decay * param[i] - o.step_size * m[i] / (sqrtf(v[i]) * o.v_scale + o.eps);
+    }
+}
+
+double WASI_SIMD(wasi_sum_of_squares_span)(const float *x, wasi_int n)
+{
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (wasi_int i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return sum;
+}
+
+void WASI_SIMD(wasi_add_span)(float *y, const float *x1, const float *x2, wasi_int n)
+{
+    for (wasi_int i = 0; i < n; i++)
+        y[i] = x1[i] + x2[i];
+}
+
+float WASI_SIMD(wasi_zero_times_span)(const float *x, wasi_int n)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (wasi_int i = 0; i < n; i++)
+        sum += 0 * x[i];
+    return sum;
+}

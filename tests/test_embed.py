@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from tables import assert_close
+
+from wasi import ops
+from wasi.reference import embed as ref
+
+
+@pytest.mark.parametrize("B, C, S, p", [(1, 3, 4, 2), (3, 3, 32, 8), (2, 1, 7, 7), (5, 3, 224, 16)])
+def test_patches_match_reference(rng, n_threads, B, C, S, p):
+    images = rng.integers(0, 256, (B, C, S, S)).astype(np.uint8)
+    mean, std = (0.4, 0.5, 0.6)[:C], (0.2, 0.3, 0.25)[:C]
+    column = (slice(None), None, None)
+    normal = (images / 255 - np.array(mean)[column]) / np.array(std)[column]
+    assert_close(ops.extract_patches(images, p, mean, std), ref.extract_patches(normal, p))
+    floats = normal.astype(np.float32)
+    patches = ops.extract_patches(floats, p)
+    assert np.array_equal(patches, ref.extract_patches(floats, p))
+    assert np.array_equal(ops.fold_patches(patches, p, C), floats)
+
+
+def test_patch_embedding_equals_a_convolution(rng, torch):
+    images = rng.standard_normal((2, 3, 32, 32)).astype(np.float32)
+    kernel = rng.standard_normal((10, 3, 8, 8)).astype(np.float32)
+    want = torch.nn.functional.conv2d(torch.from_numpy(images), torch.from_numpy(kernel), stride=8).flatten(2).transpose(1, 2)
+    got = ops.linear(ops.extract_patches(images, 8), kernel.reshape(10, -1))
+    assert_close(got, want.numpy())
+
+
+@pytest.mark.parametrize("n_cls", [0, 1])
+def test_tokens_match_reference(rng, n_threads, n_cls):
+    B, P, C = 4, 9, 40
+    rows, pos = rng.standard_normal((B, P, C)).astype(np.float32), rng.standard_normal((1, P + n_cls, C)).astype(np.float32)
+    cls = rng.standard_normal((1, 1, C)).astype(np.float32) if n_cls else None
+    assert_close(ops.assemble_tokens(rows, cls, pos), ref.assemble_tokens(rows, cls, pos))
+    dtokens = rng.standard_normal((B, P + n_cls, C)).astype(np.float32)
+    dcls, dpos = np.ones_like(cls) if n_cls else None, np.ones_like(pos)
+    drows = ops.assemble_tokens_backward(dtokens, dcls, dpos, n_cls)
+    want_drows, want_dcls, want_dpos = ref.assemble_tokens_backward(dtokens.astype(float), n_cls)
+    assert_close(drows, want_drows)
+    assert_close(dpos, want_dpos + 1)
+    if n_cls:
+        assert_close(dcls, want_dcls + 1)
+
+
+def test_bad_input_is_refused_by_name():
+    images = np.zeros((1, 3, 30, 30), np.uint8)
+    with pytest.raises(ValueError, match="images: expected shape .* multiple of the patch size 16, got images of 30 x 30"):
+        ops.extract_patches(images, 16)
+    with pytest.raises(TypeError, match="images: expected a float32 array, got float64 array"):
+        ops.extract_patches(images.astype(float), 15)
+    with pytest.raises(ValueError, match="mean: expected a sequence of 3 numbers"):
+        ops.extract_patches(images, 15, (0.5,), (0.5, 0.5, 0.5))
+    rows, pos = np.zeros((2, 4, 8), np.float32), np.zeros((1, 4, 8), np.float32)
+    with pytest.raises(ValueError, match=r"pos.shape\[1\]: expected 5 \(one position a token\), got 4"):
+        ops.assemble_tokens(rows, np.zeros((1, 1, 8), np.float32), pos)
+    with pytest.raises(ValueError, match="patches: expected shape"):
+        ops.fold_patches(np.zeros((1, 3, 12), np.float32), 2)
