@@ -59,8 +59,10 @@ static int module_exec(PyObject *module)
     PyMethodDef *const tables[] = {
         module_methods,
         wasi_attention_methods,
+        wasi_linalg_methods,
         wasi_linear_methods,
         wasi_norm_methods,
+        wasi_wsi_methods,
     };
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         if (PyModule_AddFunctions(module, tables[i]) < 0)

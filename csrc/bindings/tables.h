@@ -5,8 +5,10 @@
 #include "bindings/convert.h"
 
 extern PyMethodDef wasi_attention_methods[];
+extern PyMethodDef wasi_linalg_methods[];
 extern PyMethodDef wasi_linear_methods[];
 extern PyMethodDef wasi_norm_methods[];
+extern PyMethodDef wasi_wsi_methods[];
 
 int wasi_add_arena_type(PyObject *module);
 
