@@ -60,10 +60,12 @@ static int module_exec(PyObject *module)
         module_methods,
         wasi_attention_methods,
         wasi_embed_methods,
+        wasi_linalg_methods,
         wasi_linear_methods,
         wasi_loss_methods,
         wasi_norm_methods,
         wasi_optim_methods,
+        wasi_wsi_methods,
     };
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         if (PyModule_AddFunctions(module, tables[i]) < 0)

@@ -6,10 +6,12 @@
 
 extern PyMethodDef wasi_attention_methods[];
 extern PyMethodDef wasi_embed_methods[];
+extern PyMethodDef wasi_linalg_methods[];
 extern PyMethodDef wasi_linear_methods[];
 extern PyMethodDef wasi_optim_methods[];
 extern PyMethodDef wasi_loss_methods[];
 extern PyMethodDef wasi_norm_methods[];
+extern PyMethodDef wasi_wsi_methods[];
 
 int wasi_add_arena_type(PyObject *module);
 

@@ -1,0 +1,62 @@
+"""Orthonormal bases and truncated singular value decompositions."""
+
+from wasi import _core
+
+
+def orthonormalize(A, out=None, return_rank=False):
+    """An orthonormal basis Q of a tall A's columns: Q' Q = 1 to 1e-6 (float32), whatever A's condition.
+
+    Parameters: A (m, k) with m >= k; out (m, k) or None, may be A itself; return_rank: also return A's
+    numerical rank, which counts directions above 1e-6 (float32) or 1e-14 (float64) of the largest, columns
+    scaled to unit norm.
+    Returns Q (m, k), or (Q, rank). A = Q T with an upper triangular T; where the rank is below k, Q is
+    completed to k orthonormal columns.
+    Raises ArithmeticError for NaN or Inf; TypeError or ValueError for an array that does not fit.
+
+    >>> import numpy as np
+    >>> Q, rank = orthonormalize(np.array([[3.0, 6.0], [4.0, 8.0]]), return_rank=True)
+    >>> rank, np.abs(Q.T @ Q).round(6).tolist()
+    (1, [[1.0, 0.0], [0.0, 1.0]])
+    """
+    Q, rank = _core.orthonormalize(A, out)
+    return (Q, rank) if return_rank else Q
+
+
+def truncated_svd(A, rank=None, variance=None):
+    """The exact truncated SVD A ~ U diag(S) Vt, the best approximation of its rank.
+
+    Parameters: A (m, n); rank: 1..min(m, n), or None for all; variance: in (0, 1], or None: the smallest rank
+    K with s_1^2 + ... + s_K^2 >= variance * sum s_i^2. Where both are given, the smaller rank counts.
+    Returns U (m, K), S (K,) descending, Vt (K, n).
+    Raises ValueError for a rank or variance out of range, ArithmeticError for NaN or Inf in A.
+
+    >>> import numpy as np
+    >>> U, S, Vt = truncated_svd(np.diag([3.0, 2.0, 0.1]), variance=0.99)
+    >>> S.round(6).tolist()
+    [3.0, 2.0]
+    """
+    return _core.truncated_svd(A, rank, variance)
+
+
+def whitened_svd(W, C, rank=None, variance=None, ridge=1e-6):
+    """The rank-K product L R that is best on a layer's output: min E |(W - L R) x|^2 where E[x' x] = C.
+
+    L holds the leading left singular vectors of W C^(1/2), and R = L' W: that is S_K V_K' C^(-1/2) for a
+    regular C, and safe for a singular one.
+
+    Parameters: W (O, I); C (I, I) float64, symmetric positive semidefinite; rank and variance as in
+    `truncated_svd`, on the spectrum of W C^(1/2); ridge in [0, 1]: ridge * (mean of C's diagonal) is added to
+    that diagonal.
+    Returns L (O, K) orthonormal, R (K, I), spectrum (min(O, I),): all singular values of W C^(1/2), to 1e-8
+    of the largest. The squared error on the output is the sum of spectrum[K:]**2.
+    Raises as `truncated_svd`; TypeError where C is not float64.
+
+    Source: WASI (arXiv 2510.09160), section 3.1, with the truncation-aware whitening of SVD-LLM (arXiv
+    2403.07378).
+
+    >>> import numpy as np
+    >>> L, R, spectrum = whitened_svd(np.eye(3), np.diag([1.0, 4.0, 9.0]), rank=2, ridge=0.0)
+    >>> spectrum.round(6).tolist(), np.abs(L @ R).round(6).tolist()
+    ([3.0, 2.0, 1.0], [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    """
+    return _core.whitened_svd(W, C, rank, variance, ridge)
