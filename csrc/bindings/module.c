@@ -58,6 +58,7 @@ static int module_exec(PyObject *module)
     wasi_isa_init();
     PyMethodDef *const tables[] = {
         module_methods,
+        wasi_activation_methods,
         wasi_attention_methods,
         wasi_embed_methods,
         wasi_linalg_methods,

@@ -4,6 +4,7 @@
 
 #include "bindings/convert.h"
 
+extern PyMethodDef wasi_activation_methods[];
 extern PyMethodDef wasi_attention_methods[];
 extern PyMethodDef wasi_embed_methods[];
 extern PyMethodDef wasi_linalg_methods[];

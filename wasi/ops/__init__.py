@@ -1,5 +1,14 @@
 """Operations on NumPy arrays, forward and backward, each on a C kernel. Layers are built from these."""
 
+from wasi.ops.activation import (
+    bias_gelu,
+    gelu,
+    gelu_backward,
+    gelu_decode_backward,
+    gelu_encode,
+    silu,
+    silu_backward,
+)
 from wasi.ops.attention import attention, attention_backward, attention_gqa, attention_gqa_backward
 from wasi.ops.embed import assemble_tokens, assemble_tokens_backward, extract_patches, fold_patches
 from wasi.ops.linear import factored_linear, factored_linear_backward, linear, linear_backward
@@ -18,16 +27,23 @@ __all__ = [
     "attention_backward",
     "attention_gqa",
     "attention_gqa_backward",
+    "bias_gelu",
     "cross_entropy",
     "extract_patches",
     "factored_linear",
     "factored_linear_backward",
     "fold_patches",
+    "gelu",
+    "gelu_backward",
+    "gelu_decode_backward",
+    "gelu_encode",
     "layer_norm",
     "layer_norm_apply",
     "layer_norm_backward",
     "linear",
     "linear_backward",
     "sgd_update",
+    "silu",
+    "silu_backward",
     "sum_of_squares",
 ]

@@ -1,0 +1,187 @@
+#include "bindings/tables.h"
+
+#include "kernels/gelu.h"
+#include "kernels/silu.h"
+
+static int need_bits(int bits)
+{
+    if (bits == 2 || bits == 4)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "bits: expected 2 or 4, got %d", bits);
+    return 0;
+}
+
+/* `out`, new or given, for an elementwise result on x (and y, which may be absent). A new reference or NULL. */
+static PyArrayObject *elementwise_out(PyObject *out_obj, const wasi_array *x, const char *x_name, const wasi_array *y,
+                                      const char *y_name)
+{
+    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, x->ndim, x->dim, "out");
+    if (out == NULL || (wasi_need_in_place(out, "out", x, x_name) && wasi_need_in_place(out, "out", y, y_name)))
+        return out;
+    Py_DECREF(out);
+    return NULL;
+}
+
+static PyObject *finish(wasi_status status, PyArrayObject *out, const char *where)
+{
+    if (status == WASI_OK)
+        return (PyObject *)out;
+    Py_DECREF(out);
+    return wasi_raise(status, where);
+}
+
+typedef wasi_status (*forward_kernel)(float *, const float *, wasi_int, int);
+
+static PyObject *forward(PyObject *args, PyObject *kwargs, const char *format, const char *where, forward_kernel kernel)
+{
+    static char *names[] = {"h", "out", NULL};
+    PyObject *h_obj, *out_obj = Py_None;
+    wasi_array h, none = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &h_obj, &out_obj))
+        return NULL;
+    if (!wasi_need_f32(h_obj, -1, "h", &h))
+        return NULL;
+
+    PyArrayObject *g = elementwise_out(out_obj, &h, "h", &none, NULL);
+    if (g == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = kernel(WASI_DATA(g), h.data, h.size, n_threads);
+    Py_END_ALLOW_THREADS
+    return finish(status, g, where);
+}
+
+typedef wasi_status (*backward_kernel)(float *, const float *, const float *, wasi_int, int);
+
+static PyObject *backward(PyObject *args, PyObject *kwargs, const char *format, const char *where,
+                          backward_kernel kernel)
+{
+    static char *names[] = {"dy", "h", "out", NULL};
+    PyObject *dy_obj, *h_obj, *out_obj = Py_None;
+    wasi_array dy, h;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &dy_obj, &h_obj, &out_obj))
+        return NULL;
+    if (!wasi_need_f32(h_obj, -1, "h", &h) || !wasi_need_f32(dy_obj, -1, "dy", &dy) ||
+        !wasi_need_same_shape(&dy, "dy", &h, "h"))
+        return NULL;
+
+    PyArrayObject *dh = elementwise_out(out_obj, &dy, "dy", &h, "h");
+    if (dh == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = kernel(WASI_DATA(dh), dy.data, h.data, h.size, n_threads);
+    Py_END_ALLOW_THREADS
+    return finish(status, dh, where);
+}
+
+static PyObject *gelu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return forward(args, kwargs, "O|O:gelu_forward", "gelu_forward", wasi_gelu_forward);
+}
+
+static PyObject *gelu_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return backward(args, kwargs, "OO|O:gelu_backward", "gelu_backward", wasi_gelu_backward);
+}
+
+static PyObject *silu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return forward(args, kwargs, "O|O:silu_forward", "silu_forward", wasi_silu_forward);
+}
+
+static PyObject *silu_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return backward(args, kwargs, "OO|O:silu_backward", "silu_backward", wasi_silu_backward);
+}
+
+static PyObject *bias_gelu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"h", "b", "out", NULL};
+    PyObject *h_obj, *b_obj, *out_obj = Py_None;
+    wasi_array h, b, none = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:bias_gelu_forward", names, &h_obj, &b_obj, &out_obj))
+        return NULL;
+    if (!wasi_need_rows(h_obj, "h", &h) || !wasi_need_writable(h_obj, NPY_FLOAT32, -1, "h", &h) ||
+        !wasi_need_f32(b_obj, 1, "b", &b) || !wasi_need_dim(&b, 0, h.dim[h.ndim - 1], "b", "h.shape[-1]"))
+        return NULL;
+
+    PyArrayObject *g = elementwise_out(out_obj, &h, "h", &none, NULL);
+    if (g == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_bias_gelu_forward(WASI_DATA(g), h.data, b.data, wasi_rows_of(&h), b.dim[0], n_threads);
+    Py_END_ALLOW_THREADS
+    return finish(status, g, "bias_gelu_forward");
+}
+
+static PyObject *gelu_encode(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"h", "bits", "b", "out", NULL};
+    PyObject *h_obj, *b_obj = Py_None, *out_obj = Py_None, *result = NULL;
+    int bits = 4;
+    wasi_array h, b, none = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|iOO:gelu_encode", names, &h_obj, &bits, &b_obj, &out_obj))
+        return NULL;
+    if (!wasi_need_rows(h_obj, "h", &h) || !need_bits(bits) || !wasi_maybe_array(b_obj, NPY_FLOAT32, 1, "b", &b) ||
+        (b.data && !wasi_need_dim(&b, 0, h.dim[h.ndim - 1], "b", "h.shape[-1]")))
+        return NULL;
+
+    PyArrayObject *g = NULL, *codes = NULL;
+    npy_intp n_bytes = wasi_gelu_code_bytes(h.size, bits);
+    if ((g = elementwise_out(out_obj, &h, "h", &none, NULL)) == NULL ||
+        (codes = wasi_new_array(NPY_UINT8, 1, &n_bytes)) == NULL)
+        goto done;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_gelu_encode(WASI_DATA(g), WASI_DATA(codes), h.data, b.data, bits, wasi_rows_of(&h),
+                              h.dim[h.ndim - 1], n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? PyTuple_Pack(2, g, codes) : wasi_raise(status, "gelu_encode");
+done:
+    Py_XDECREF(g);
+    Py_XDECREF(codes);
+    return result;
+}
+
+static PyObject *gelu_decode_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"dy", "codes", "bits", "out", NULL};
+    PyObject *dy_obj, *codes_obj, *out_obj = Py_None;
+    int bits;
+    wasi_array dy, codes, none = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOi|O:gelu_decode_backward", names, &dy_obj, &codes_obj, &bits,
+                                     &out_obj))
+        return NULL;
+    if (!wasi_need_f32(dy_obj, -1, "dy", &dy) || !need_bits(bits) ||
+        !wasi_need_array(codes_obj, NPY_UINT8, 1, "codes", &codes) ||
+        !wasi_need_dim(&codes, 0, wasi_gelu_code_bytes(dy.size, bits), "codes", "the codes of dy.size numbers"))
+        return NULL;
+
+    PyArrayObject *dh = elementwise_out(out_obj, &dy, "dy", &none, NULL);
+    if (dh == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_gelu_decode_backward(WASI_DATA(dh), dy.data, codes.data, bits, dy.size, n_threads);
+    Py_END_ALLOW_THREADS
+    return finish(status, dh, "gelu_decode_backward");
+}
+
+PyMethodDef wasi_activation_methods[] = {
+    WASI_METHOD("gelu_forward", gelu_forward, "gelu_forward(h, out=None) -> g"),
+    WASI_METHOD("bias_gelu_forward", bias_gelu_forward, "bias_gelu_forward(h, b, out=None) -> g"),
+    WASI_METHOD("gelu_backward", gelu_backward, "gelu_backward(dy, h, out=None) -> dh"),
+    WASI_METHOD("gelu_encode", gelu_encode, "gelu_encode(h, bits=4, b=None, out=None) -> (g, codes)"),
+    WASI_METHOD("gelu_decode_backward", gelu_decode_backward, "gelu_decode_backward(dy, codes, bits, out=None) -> dh"),
+    WASI_METHOD("silu_forward", silu_forward, "silu_forward(h, out=None) -> g"),
+    WASI_METHOD("silu_backward", silu_backward, "silu_backward(dy, h, out=None) -> dh"),
+    {NULL},
+};
