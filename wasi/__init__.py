@@ -18,7 +18,10 @@ def _load_blas():
 
 _load_blas()
 
+from wasi import linalg, ops  # noqa: E402
 from wasi._core import Arena, get_num_threads, set_num_threads  # noqa: E402
+from wasi.models import create_model, factorize, list_models, load_model, load_weights, save_model  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["Arena", "get_num_threads", "set_num_threads"]
+__all__ = ["Arena", "create_model", "factorize", "get_num_threads", "linalg", "list_models", "load_model", "load_weights", "ops",
+           "save_model", "set_num_threads"]

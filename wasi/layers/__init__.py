@@ -1,0 +1,8 @@
+"""Layers: parameters, and what is kept between forward and backward."""
+
+from wasi.layers.linear import FactoredLinear, Linear
+from wasi.layers.module import Module, Parameter
+from wasi.layers.norm import LayerNorm
+from wasi.layers.transformer import Attention, Block, Mlp
+
+__all__ = ["Attention", "Block", "FactoredLinear", "LayerNorm", "Linear", "Mlp", "Module", "Parameter"]

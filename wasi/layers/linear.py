@@ -1,0 +1,88 @@
+"""Linear layers with their parameters: dense y = x W' + b, and factored y = (x R') L' + b.
+
+Both keep for backward what their caller does not promise to give again: a block that can recompute a linear's input
+(a LayerNorm's output, a GELU) calls forward with keep_input=False and passes the input to backward.
+"""
+
+import numpy as np
+
+from wasi import ops
+from wasi.layers.module import Module, Parameter
+
+
+class Linear(Module):
+    """Dense linear layer.
+
+    weight: (O, I), bias: (O,) or None; float32.
+    """
+
+    def __init__(self, weight, bias=None):
+        self.weight = Parameter(weight)
+        self.bias = None if bias is None else Parameter(bias, decay=False)
+
+    @property
+    def out_features(self):
+        return self.weight.data.shape[0]
+
+    @property
+    def in_features(self):
+        return self.weight.data.shape[1]
+
+    def forward(self, x, train=False, keep_input=True):
+        """x (..., I) -> y (..., O)."""
+        if train:
+            self._saved = (x if keep_input else None,)
+        return ops.linear(x, self.weight.data, self.bias.data if self.bias else None)
+
+    def backward(self, dy, x=None, need_dx=True):
+        """dy (..., O) -> dx (..., I); adds to the parameters' gradients. x: the input again if it was not kept."""
+        (kept,) = self._take_saved()
+        return ops.linear_backward(dy, x if kept is None else kept, self.weight.data, self.weight.grad_buffer(),
+                                   self.bias.grad_buffer() if self.bias else None, need_dx)
+
+
+class FactoredLinear(Module):
+    """Linear layer with a rank-K weight L R that is never multiplied out.
+
+    L: (O, K) with orthonormal columns, R: (K, I), bias: (O,) or None; float32. Trained by the WSI step
+    (`wasi.linalg.wsi_step`), which keeps L orthonormal.
+    """
+
+    def __init__(self, L, R, bias=None):
+        L, R = np.asarray(L), np.asarray(R)
+        if L.ndim != 2 or R.ndim != 2 or L.shape[1] != R.shape[0]:
+            raise ValueError(f"L, R: expected shapes (O, K) and (K, I), got {L.shape} and {R.shape}")
+        self.L = Parameter(L)
+        self.R = Parameter(R)
+        self.bias = None if bias is None else Parameter(bias, decay=False)
+
+    @property
+    def out_features(self):
+        return self.L.data.shape[0]
+
+    @property
+    def in_features(self):
+        return self.R.data.shape[1]
+
+    @property
+    def rank(self):
+        return self.L.data.shape[1]
+
+    def forward(self, x, train=False, keep_input=True):
+        """x (..., I) -> y (..., O); keeps z = x R' (..., K) as well."""
+        y, z = ops.factored_linear(x, self.L.data, self.R.data, self.bias.data if self.bias else None)
+        if train:
+            self._saved = (x if keep_input else None, z)
+        return y
+
+    def backward(self, dy, x=None, need_dx=True):
+        """dy (..., O) -> dx (..., I); adds to the gradients of L, R and bias. x: the input again if it was not kept."""
+        kept, z = self._take_saved()
+        dx, _ = ops.factored_linear_backward(dy, x if kept is None else kept, z, self.L.data, self.R.data,
+                                             self.L.grad_buffer(), self.R.grad_buffer(),
+                                             self.bias.grad_buffer() if self.bias else None, need_dx)
+        return dx
+
+    def merged_weight(self):
+        """The dense weight L R (O, I)."""
+        return self.L.data @ self.R.data

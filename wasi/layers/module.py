@@ -1,0 +1,100 @@
+"""What every layer is made of: parameters, a tree of modules, and what forward keeps for backward."""
+
+import numpy as np
+
+
+class Parameter:
+    """A trainable array, its gradient, and how the optimiser may treat it.
+
+    data: float32 array. grad: an array of the same shape, or None until backward first adds to it.
+    trainable: False freezes it (backward then skips its gradient). decay: False exempts it from weight decay.
+    """
+
+    __slots__ = ("data", "decay", "grad", "trainable")
+
+    def __init__(self, data, decay=True):
+        self.data = np.ascontiguousarray(data, np.float32)
+        self.grad = None
+        self.trainable = True
+        self.decay = decay
+
+    def grad_buffer(self):
+        """The array that backward adds this parameter's gradient to: zeros at first; None if it is frozen."""
+        if not self.trainable:
+            return None
+        if self.grad is None:
+            self.grad = np.zeros_like(self.data)
+        return self.grad
+
+
+class Module:
+    """A layer or a model: its Parameter and Module attributes (and lists of Modules) form a named tree.
+
+    `forward(x, train)` with train=True keeps in `_saved` what `backward(dy)` needs; backward hands it back, so between steps
+    a module holds nothing but its parameters. With train=False nothing is kept and forward may run in several
+    threads at once.
+    """
+
+    _saved = None
+
+    def named_modules(self, prefix=""):
+        """Yields (dotted name, module), this module first, in definition order."""
+        yield prefix, self
+        for name, value in vars(self).items():
+            children = enumerate(value) if isinstance(value, list) else [(None, value)]
+            for index, child in children:
+                if isinstance(child, Module):
+                    own = name if index is None else f"{name}.{index}"
+                    yield from child.named_modules(f"{prefix}.{own}" if prefix else own)
+
+    def named_parameters(self):
+        """Yields (dotted name, Parameter) over the whole tree."""
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
+    def get_module(self, name):
+        """The module of that dotted name."""
+        module = self
+        for part in name.split("."):
+            module = module[int(part)] if part.isdigit() else getattr(module, part)
+        return module
+
+    def set_module(self, name, new):
+        """Replaces the module of that dotted name."""
+        parent, _, last = name.rpartition(".")
+        holder = self.get_module(parent) if parent else self
+        if last.isdigit():
+            holder[int(last)] = new
+        else:
+            setattr(holder, last, new)
+
+    def zero_grad(self):
+        """Sets every gradient that exists to zero."""
+        for _, p in self.named_parameters():
+            if p.grad is not None:
+                p.grad.fill(0)
+
+    def _take_saved(self):
+        """What forward kept; the module lets go of it."""
+        saved, self._saved = self._saved, None
+        if saved is None:
+            raise RuntimeError(f"{type(self).__name__}.backward: nothing was kept; run forward(x, train=True) first")
+        return saved
+
+    @property
+    def saved_bytes(self):
+        """Bytes that this module itself (its children not counted) keeps between forward and backward."""
+        return sum(a.nbytes for a in arrays_in(self._saved))
+
+
+def arrays_in(value):
+    """Yields the NumPy arrays in nested tuples, lists and dicts."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from arrays_in(item)
+    elif isinstance(value, dict):
+        yield from arrays_in(tuple(value.values()))

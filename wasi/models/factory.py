@@ -1,0 +1,55 @@
+"""Makes models by name and from files."""
+
+import json
+
+from wasi.layers import FactoredLinear
+from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
+from wasi.models.weights import FORMAT_VERSION, TensorFile, WeightsError, load_weights, timm_name
+
+
+def list_models():
+    """The names that `create_model` knows."""
+    return sorted(CONFIGS)
+
+
+def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **overrides):
+    """Makes a model.
+
+    Parameters: name, one of `list_models()`; num_classes, default that of the architecture; img_size in pixels a side, default the
+    architecture's; weights, a safetensors file with timm or torchvision names, or None for random weights drawn by `seed`; further
+    keywords replace fields of the configuration (embed_dim, depth, ...).
+    Returns the model. Raises ValueError for an unknown name or an impossible size; see `load_weights` for the file's errors.
+
+    >>> create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, depth=1).config.grid
+    2
+    """
+    if name not in CONFIGS:
+        raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
+    model = create_vit(name, num_classes, img_size, seed, **overrides)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def load_model(path):
+    """The model that `save_model` wrote, dense or factored, and the `extra` dict that was saved with it.
+
+    Raises WeightsError for a file that is not a wasi model, is newer than this package, or lacks tensors; FileNotFoundError.
+    """
+    file = TensorFile(path)
+    if "wasi" not in file.metadata:
+        raise WeightsError(f"weights: {file.path.name} was not saved by wasi; make the model with create_model(name, weights=...)")
+    header = json.loads(file.metadata["wasi"])
+    if header["format_version"] > FORMAT_VERSION:
+        raise WeightsError(f"weights: {file.path.name} has format version {header['format_version']}; "
+                           f"this package reads up to {FORMAT_VERSION}")
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
+    model = VisionTransformer(ViTConfig(**config))
+    names = {timm_name(n) for n in file.names}
+    for name in sorted(n[:-2] for n in names if n.endswith(".L")):
+        if f"{name}.R" not in names:
+            raise WeightsError(f"weights: {file.path.name} has {name}.L but not {name}.R")
+        bias = model.get_module(name).bias
+        model.set_module(name, FactoredLinear(file.read(f"{name}.L"), file.read(f"{name}.R"), bias and bias.data))
+    load_weights(model, path)
+    return model, header["extra"]

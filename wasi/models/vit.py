@@ -1,0 +1,149 @@
+"""Vision transformer (ViT), after Dosovitskiy et al., arXiv 2010.11929, with timm's names and shapes.
+
+B batch, P patches, N = P + 1 tokens, C channels.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wasi import ops
+from wasi.layers import Attention, Block, LayerNorm, Linear, Mlp, Module, Parameter
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The shape of a ViT."""
+
+    img_size: int = 224  # pixels a side
+    patch_size: int = 16  # pixels a side; divides img_size
+    embed_dim: int = 768  # C
+    depth: int = 12  # blocks
+    num_heads: int = 12  # divides embed_dim
+    mlp_ratio: float = 4.0  # hidden width of the MLP over C
+    num_classes: int = 1000
+    norm_eps: float = 1e-6
+    mean: tuple = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
+    std: tuple = (0.5, 0.5, 0.5)
+
+    def __post_init__(self):
+        if self.img_size % self.patch_size or self.img_size < self.patch_size:
+            raise ValueError(f"img_size: expected a multiple of the patch size {self.patch_size}, got {self.img_size}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads: expected a divisor of embed_dim {self.embed_dim}, got {self.num_heads}")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {self.num_classes}")
+
+    @property
+    def grid(self):
+        """Patches a side."""
+        return self.img_size // self.patch_size
+
+
+def _vit(embed_dim, depth, num_heads, patch_size, img_size=224):
+    return ViTConfig(img_size, patch_size, embed_dim, depth, num_heads)
+
+
+CONFIGS = {
+    "vit_base_patch16_224": _vit(768, 12, 12, 16),
+    "vit_base_patch32_224": _vit(768, 12, 12, 32),
+    "vit_micro_patch8_64": _vit(128, 4, 4, 8, img_size=64),
+    "vit_small_patch16_224": _vit(384, 12, 6, 16),
+    "vit_small_patch32_224": _vit(384, 12, 6, 32),
+    "vit_tiny_patch16_224": _vit(192, 12, 3, 16),
+    "vit_tiny_patch32_224": _vit(192, 12, 3, 32),
+}
+
+
+def _truncated_normal(rng, shape, std=0.02):
+    """Normal numbers redrawn until they lie within two standard deviations."""
+    x = rng.standard_normal(shape)
+    while (outside := np.abs(x) > 2).any():
+        x[outside] = rng.standard_normal(int(outside.sum()))
+    return (x * std).astype(np.float32)
+
+
+class PatchEmbed(Module):
+    """Cuts images into patches and projects each to C channels.
+
+    proj: linear 3 p p -> C; its weight is the flattened convolution kernel.
+    """
+
+    def __init__(self, proj, config):
+        self.proj = proj
+        self.config = config
+
+    def _patches(self, images):
+        c = self.config
+        return ops.extract_patches(images, c.patch_size, c.mean, c.std)
+
+    def forward(self, images, train=False):
+        """images (B, 3, S, S), uint8 or float32 already normalised -> (B, P, C). Keeps the images, not the patches."""
+        if train:
+            self._saved = (images,)
+        return self.proj.forward(self._patches(images), train, keep_input=False)
+
+    def backward(self, dy):
+        """dy (B, P, C); images have no gradient."""
+        (images,) = self._take_saved()
+        self.proj.backward(dy, self._patches(images), need_dx=False)
+
+
+class VisionTransformer(Module):
+    """ViT for classification: patch embedding, class token, positions, blocks, norm, head on the class token."""
+
+    def __init__(self, config, seed=0):
+        rng = np.random.default_rng(seed)
+        C, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+        patch_values = 3 * config.patch_size**2
+
+        def linear(O, I):
+            return Linear(_truncated_normal(rng, (O, I)), np.zeros(O, np.float32))
+
+        def block():
+            return Block(LayerNorm(C, config.norm_eps), Attention(linear(3 * C, C), linear(C, C), config.num_heads),
+                         LayerNorm(C, config.norm_eps), Mlp(linear(hidden, C), linear(C, hidden)))
+
+        self.config = config
+        self.cls_token = Parameter(rng.standard_normal((1, 1, C)) * 1e-6, decay=False)
+        self.pos_embed = Parameter(_truncated_normal(rng, (1, config.grid**2 + 1, C)), decay=False)
+        bound = patch_values**-0.5
+        self.patch_embed = PatchEmbed(Linear(rng.uniform(-bound, bound, (C, patch_values)), np.zeros(C)), config)
+        self.blocks = [block() for _ in range(config.depth)]
+        self.norm = LayerNorm(C, config.norm_eps)
+        self.head = linear(config.num_classes, C)
+
+    def forward(self, images, train=False):
+        """images (B, 3, S, S), uint8 or normalised float32 -> logits (B, num_classes)."""
+        self._check_images(images)
+        x = self.patch_embed.forward(images, train)
+        x = ops.assemble_tokens(x, self.cls_token.data, self.pos_embed.data)
+        for block in self.blocks:
+            x = block.forward(x, train)
+        if train:
+            self._saved = (np.array(x.shape),)
+        # Only the class token reaches the head, so only its row is normalised.
+        y = self.norm.forward(np.ascontiguousarray(x[:, 0]), train)
+        return self.head.forward(y, train)
+
+    def backward(self, dlogits):
+        """dlogits (B, num_classes); adds to every trainable parameter's gradient."""
+        (shape,) = self._take_saved()
+        dx = np.zeros(shape, np.float32)
+        dx[:, 0] = self.norm.backward(self.head.backward(dlogits))
+        for block in reversed(self.blocks):
+            dx = block.backward(dx)
+        self.patch_embed.backward(
+            ops.assemble_tokens_backward(dx, self.cls_token.grad_buffer(), self.pos_embed.grad_buffer()))
+
+    def _check_images(self, images):
+        want = (3, self.config.img_size, self.config.img_size)
+        if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[1:] != want:
+            got = f"shape {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise ValueError(f"images: expected an array of shape (B, {want[0]}, {want[1]}, {want[2]}), got {got}")
+
+
+def create_vit(name, num_classes=None, img_size=None, seed=0, **overrides):
+    """A ViT of a registered name with random weights; keywords replace fields of its ViTConfig."""
+    changes = {k: v for k, v in {"num_classes": num_classes, "img_size": img_size, **overrides}.items() if v is not None}
+    return VisionTransformer(replace(CONFIGS[name], **changes), seed)

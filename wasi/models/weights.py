@@ -1,0 +1,190 @@
+"""Reads and writes safetensors files: published weights by timm's or torchvision's names, and wasi's own models.
+
+A file of wasi's own holds timm names (a factored layer's `weight` becomes `L` and `R`) and, as metadata, the architecture, so
+`load_model` needs nothing else.
+"""
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from wasi import ops
+
+FORMAT_VERSION = 1
+
+# torchvision's ViT names, as patterns, and timm's.
+_TORCHVISION = [
+    (r"conv_proj\.(weight|bias)", r"patch_embed.proj.\1"),
+    (r"class_token", "cls_token"),
+    (r"encoder\.pos_embedding", "pos_embed"),
+    (r"encoder\.ln\.(weight|bias)", r"norm.\1"),
+    (r"heads\.head\.(weight|bias)", r"head.\1"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(weight|bias)", r"blocks.\1.attn.qkv.\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:linear_1|0)\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
+    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:linear_2|3)\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+]
+
+
+def timm_name(name):
+    """The timm name of a tensor that goes by its timm or torchvision name."""
+    for pattern, replacement in _TORCHVISION:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return name
+
+
+class WeightsError(ValueError):
+    """A weights file that does not fit the model; the text names every tensor concerned."""
+
+
+@dataclass
+class LoadReport:
+    """What `load_weights` did with a file."""
+
+    loaded: list = field(default_factory=list)  # names taken as they are
+    resized: list = field(default_factory=list)  # position tables resized to the model's grid
+    replaced: list = field(default_factory=list)  # head tensors of another class count: the model's own stay
+    unused: list = field(default_factory=list)  # tensors of the file that the model has no place for
+
+    def __str__(self):
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        parts += [f"{what}: {', '.join(names)}" for what, names in
+                  [("resized", self.resized), ("left new (other number of classes)", self.replaced),
+                   ("not used", self.unused)] if names]
+        return "; ".join(parts)
+
+
+class TensorFile:
+    """A safetensors file opened for reading tensor by tensor, so only one is in memory twice.
+
+    Raises FileNotFoundError, or WeightsError where the file is truncated or not safetensors.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"weights: expected a safetensors file, got {str(path)!r}, which is not a file")
+        try:
+            self._file = safe_open(self.path, framework="numpy")
+            self.names = list(self._file.keys())
+            self.metadata = self._file.metadata() or {}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(f"weights: expected a safetensors file, but {self.path.name} is truncated or not one "
+                               f"({error})") from error
+
+    def shape(self, name):
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def read(self, name):
+        """The tensor as a float32 array. Raises WeightsError for other than floating types and for NaN or Inf."""
+        dtype = self._file.get_slice(name).get_dtype()
+        if dtype not in ("F32", "F16", "F64"):
+            raise WeightsError(f"weights: tensor {name!r} of {self.path.name}: expected F32, F16 or F64, got {dtype}")
+        array = np.ascontiguousarray(self._file.get_tensor(name), np.float32)
+        if not ops.all_finite(array):
+            raise WeightsError(f"weights: tensor {name!r} of {self.path.name} holds NaN or Inf")
+        return array
+
+
+def load_weights(model, path):
+    """Fills a dense model with the weights of a safetensors file; returns a LoadReport.
+
+    Names are timm's or torchvision's. A position table of another grid is resized bicubically; a head for another number of
+    classes is skipped, so the model keeps its new one. Nothing is changed unless the whole file fits.
+
+    Raises WeightsError naming all tensors that are missing or have another shape; FileNotFoundError.
+    """
+    file = TensorFile(path)
+    by_name = {timm_name(name): name for name in file.names}
+    parameters = dict(model.named_parameters())
+    report = LoadReport(unused=sorted(set(by_name) - set(parameters)))
+    wrong, new = [], {}
+    for name, parameter in parameters.items():
+        if name not in by_name:
+            wrong.append(f"{name}: missing")
+            continue
+        got, want = file.shape(by_name[name]), parameter.data.shape
+        if got == want or (int(np.prod(got)) == int(np.prod(want)) and len(got) == 4 and len(want) == 2):
+            report.loaded.append(name)
+        elif name == "pos_embed" and len(got) == 3 and got[::2] == want[::2] and _is_grid(got[1] - 1):
+            report.resized.append(name)
+        elif name.startswith("head.") and got[1:] == want[1:]:
+            report.replaced.append(name)
+        else:
+            wrong.append(f"{name}: expected shape {want}, got {got}")
+    if wrong:
+        raise WeightsError(f"weights: {file.path.name} does not fit the model: " + "; ".join(wrong))
+    for name in report.loaded + report.resized:
+        array = file.read(by_name[name])
+        new[name] = (resize_positions(array, model.config.grid) if name in report.resized
+                     else array.reshape(parameters[name].data.shape))
+    for name, array in new.items():
+        parameters[name].data = array
+    return report
+
+
+def _is_grid(n):
+    return n > 0 and int(n**0.5 + 0.5) ** 2 == n
+
+
+def resize_positions(pos_embed, grid):
+    """Resizes a position table (1, 1 + g*g, C), class token first, to (1, 1 + grid*grid, C), bicubically.
+
+    The class token's row is kept. Anti-aliased when shrinking, as timm does it.
+    """
+    old = int((pos_embed.shape[1] - 1) ** 0.5 + 0.5)
+    weights = _bicubic_matrix(old, grid)
+    table = pos_embed[0, 1:].reshape(old, old, -1).astype(np.float64)
+    table = np.einsum("ia,jb,abc->ijc", weights, weights, table).reshape(grid * grid, -1)
+    return np.concatenate([pos_embed[:, :1], table[None].astype(np.float32)], axis=1)
+
+
+def _bicubic_matrix(n_in, n_out, a=-0.5):
+    """(n_out, n_in) weights of Keys' cubic convolution; when shrinking, the kernel widens with the scale."""
+    scale = n_in / n_out
+    width = max(scale, 1.0)
+    center = (np.arange(n_out) + 0.5) * scale
+    t = np.abs((np.arange(n_in) + 0.5 - center[:, None]) / width)
+    near = ((a + 2) * t - (a + 3)) * t * t + 1
+    far = ((t - 5) * t + 8) * t * a - 4 * a
+    w = np.where(t < 1, near, np.where(t < 2, far, 0.0))
+    return w / w.sum(1, keepdims=True)
+
+
+def published_shape(model, name, array):
+    """The array in the shape that published files have: the patch projection as a convolution kernel."""
+    if name == "patch_embed.proj.weight":
+        p = model.config.patch_size
+        return array.reshape(-1, 3, p, p)
+    return array
+
+
+def save_model(model, path, extra=None):
+    """Writes a model to a safetensors file that `load_model` reads. The file appears whole or not at all.
+
+    extra: a JSON-able dict kept in the metadata (class names, for example).
+    Raises OSError where the folder cannot be written to; then nothing is left behind.
+    """
+    path = Path(path)
+    tensors = {name: np.ascontiguousarray(published_shape(model, name, p.data)) for name, p in model.named_parameters()}
+    metadata = {"wasi": json.dumps({"format_version": FORMAT_VERSION, "architecture": "vit",
+                                    "config": asdict(model.config), "extra": extra or {}})}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

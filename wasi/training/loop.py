@@ -1,0 +1,138 @@
+"""The training loop: batches in, a fine-tuned model, a log and curves out."""
+
+import signal
+import threading
+import time
+from dataclasses import asdict, dataclass
+
+from tqdm.auto import tqdm
+
+import wasi
+from wasi.models import save_model
+from wasi.training.memory import mib, peak_rss_bytes, reset_peak_rss, rss_bytes
+from wasi.training.optimizer import Optimizer
+from wasi.training.runlog import StepLog, environment, plot_curves, read_steps
+from wasi.training.schedule import learning_rate
+from wasi.training.step import accumulate_gradient, evaluate
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; what to train and on what is given to `train` beside it."""
+
+    epochs: int = 2
+    lr: float = 0.05
+    optimizer: str = "sgd"  # "sgd" or "adamw"
+    momentum: float = 0.0  # SGD's
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0  # gradients of a larger norm are scaled down to it; None: never
+    schedule: str = "cosine"  # "constant", "cosine" or "linear"
+    n_warmup: int = 0  # steps of linear warm-up
+    label_smoothing: float = 0.0
+    micro_batch: int | None = None  # samples in flight at once; None: the whole batch
+
+
+@dataclass
+class TrainResult:
+    """What a run reached. Memory is the process's, counted by the operating system."""
+
+    epochs: list  # a dict an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy, seconds
+    val_accuracy: float  # after the last epoch
+    seconds_per_step: float  # median
+    peak_rss_bytes: int  # highest during training
+    peak_rss_above_start_bytes: int  # the same less what was resident when the run began
+    step_peak_bytes: int  # highest in arrays that steps made: activations and scratch, without weights and optimiser
+    parameters: int
+    interrupted: bool  # Ctrl-C ended it early
+
+
+class _Interrupt:
+    """Turns Ctrl-C into a flag, so that a step ends whole and the run is saved. Main thread only."""
+
+    def __enter__(self):
+        self.asked = False
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *error):
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=None, progress=True, label="train"):
+    """Trains `model` in place and returns a TrainResult.
+
+    train_loader, val_loader: re-iterable, with len(), giving (images uint8 (B, 3, S, S), labels int64 (B,)).
+    folder: a RunFolder for steps.csv, result.json, curves.png and model.safetensors, or None.
+    start_rss_bytes: resident bytes before the model was made, so that weights count too (default: now).
+    Raises FloatingPointError naming the step where the loss is not finite; the log up to there is kept.
+    """
+    start_rss = rss_bytes() if start_rss_bytes is None else start_rss_bytes
+    optimizer = Optimizer(model, config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
+                          clip_norm=config.clip_norm)
+    arena = wasi.Arena()
+    n_steps = config.epochs * len(train_loader)
+    records, seconds, step = [], [], 0
+    reset_peak_rss()
+    log = StepLog(folder) if folder else None
+    bar = tqdm(total=n_steps, desc=label, disable=not progress, unit="step")
+    try:
+        with _Interrupt() as interrupt:
+            for epoch in range(1, config.epochs + 1):
+                epoch_start, loss_sum, n_correct, n = time.perf_counter(), 0.0, 0, 0
+                for images, labels in train_loader:
+                    started = time.perf_counter()
+                    lr = learning_rate(step, config.lr, n_steps, config.schedule, config.n_warmup)
+                    try:
+                        with arena:
+                            batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing)
+                            norm = optimizer.step(lr)
+                    except FloatingPointError as error:
+                        raise FloatingPointError(f"step {step}, lr {lr:.3g}: {error}") from error
+                    seconds.append(time.perf_counter() - started)
+                    loss_sum += batch.loss * batch.n
+                    n_correct += batch.n_correct
+                    n += batch.n
+                    if log:
+                        log.write(step=step, epoch=epoch, lr=lr, loss=batch.loss, accuracy=batch.accuracy, grad_norm=norm,
+                                  seconds=seconds[-1], peak_rss_mib=mib(peak_rss_bytes()))
+                    step += 1
+                    bar.update()
+                    bar.set_postfix(loss=f"{loss_sum / n:.3f}", refresh=False)
+                    if interrupt.asked:
+                        break
+                if interrupt.asked:
+                    break
+                with arena:
+                    val = evaluate(model, val_loader)
+                records.append({"epoch": epoch, "train_loss": loss_sum / n, "train_accuracy": n_correct / n,
+                                "val_loss": val.loss, "val_accuracy": val.accuracy,
+                                "seconds": time.perf_counter() - epoch_start})
+                bar.set_postfix(loss=f"{loss_sum / n:.3f}", val=f"{100 * val.accuracy:.1f}%")
+    finally:
+        bar.close()
+        if log:
+            log.close()
+    result = TrainResult(
+        epochs=records,
+        val_accuracy=records[-1]["val_accuracy"] if records else float("nan"),
+        seconds_per_step=sorted(seconds)[len(seconds) // 2] if seconds else float("nan"),
+        peak_rss_bytes=peak_rss_bytes(),
+        peak_rss_above_start_bytes=peak_rss_bytes() - start_rss,
+        step_peak_bytes=arena.stats()["peak_bytes"],
+        parameters=sum(p.data.size for _, p in model.named_parameters()),
+        interrupted=interrupt.asked,
+    )
+    if folder:
+        folder.write_json("result.json", {**asdict(result), "config": asdict(config), "environment": environment()})
+        save_model(model, folder.path / "model.safetensors", {"classes": list(getattr(train_loader, "classes", []))})
+        if records:
+            plot_curves({label: (read_steps(folder.path / "steps.csv"), records)}, folder.path / "curves.png")
+    return result

@@ -1,0 +1,36 @@
+"""What the process really uses: resident memory as the operating system counts it."""
+
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def _status_bytes(field):
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{_STATUS} has no field {field}")
+
+
+def rss_bytes():
+    """Resident bytes of this process now."""
+    return _status_bytes("VmRSS:")
+
+
+def peak_rss_bytes():
+    """Highest resident bytes of this process since it began or since `reset_peak_rss`."""
+    return _status_bytes("VmHWM:")
+
+
+def reset_peak_rss():
+    """Starts the peak anew from the present; returns False where the system does not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def mib(n_bytes):
+    """Bytes as a number of MiB."""
+    return n_bytes / 2**20

@@ -1,0 +1,115 @@
+"""The run folder: configuration, one CSV row a step, one JSON record an epoch and a run, and the curves."""
+
+import csv
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import wasi
+
+STEP_FIELDS = ("step", "epoch", "lr", "loss", "accuracy", "grad_norm", "seconds", "peak_rss_mib")
+
+
+class RunFolder:
+    """A folder that one run writes to.
+
+    Raises FileExistsError where it already holds a run, OSError where it cannot be written to.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise OSError(f"out: expected a folder that can be written to, got {str(path)!r} ({error.strerror})") from error
+        if (self.path / "config.json").exists():
+            raise FileExistsError(f"out: {str(path)!r} already holds a run; name another folder")
+
+    def write_json(self, name, value):
+        """Writes a JSON file that appears whole or not at all."""
+        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(value, file, indent=1)
+                file.write("\n")
+            os.replace(temporary, self.path / name)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+class StepLog:
+    """steps.csv of a run folder: a row a step, flushed as it is written."""
+
+    def __init__(self, folder):
+        self._file = open(folder.path / "steps.csv", "w", newline="")
+        self._writer = csv.DictWriter(self._file, STEP_FIELDS)
+        self._writer.writeheader()
+
+    def write(self, **row):
+        self._writer.writerow({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
+def environment():
+    """What a result depends on besides its configuration."""
+    return {
+        "wasi": wasi.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "blas": wasi._core.blas_config(),
+        "isa": wasi._core.get_isa(),
+        "threads": wasi.get_num_threads(),
+        "machine": platform.machine(),
+        "cpu": _cpu_model(),
+    }
+
+
+def _cpu_model():
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def read_steps(path):
+    """The columns of a steps.csv as float arrays by name."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {field: np.array([float(row[field]) for row in rows]) for field in STEP_FIELDS}
+
+
+def plot_curves(runs, path):
+    """Draws loss by step and accuracy by epoch of several runs into a PNG.
+
+    runs: {label: (columns of read_steps, list of epoch records)}.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    for label, (steps, epochs) in runs.items():
+        width = max(1, len(steps["loss"]) // 50)
+        smooth = np.convolve(steps["loss"], np.ones(width) / width, mode="valid")
+        loss_axes.plot(steps["step"][width - 1 :], smooth, label=label)
+        accuracy_axes.plot([e["epoch"] for e in epochs], [100 * e["val_accuracy"] for e in epochs], marker="o", label=label)
+    loss_axes.set(xlabel="step", ylabel="training loss", title="Loss")
+    accuracy_axes.set(xlabel="epoch", ylabel="top-1 %", title="Validation accuracy")
+    for axes in (loss_axes, accuracy_axes):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)

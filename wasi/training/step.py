@@ -1,0 +1,54 @@
+"""One training step's gradient, and evaluation, in micro-batches that keep memory flat."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wasi import ops
+
+
+@dataclass
+class BatchResult:
+    """Loss and hits over a batch or a set."""
+
+    loss: float  # mean over samples
+    n_correct: int
+    n: int
+
+    @property
+    def accuracy(self):
+        return self.n_correct / self.n
+
+
+def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing=0.0):
+    """Adds the gradient of the mean loss over a batch to the model's parameters.
+
+    images: (B, 3, S, S) uint8 or normalised float32; labels: (B,) int64. micro_batch: samples that are in flight at once
+    (None: all). Samples do not interact in these models, so the gradient is the same to rounding.
+    Returns BatchResult. Raises FloatingPointError where the loss is not finite; gradients are then unfinished.
+    """
+    n, total, n_correct = len(images), 0.0, 0
+    size = micro_batch or n
+    for start in range(0, n, size):
+        part = slice(start, min(start + size, n))
+        share = (part.stop - part.start) / n
+        logits = model.forward(images[part], train=True)
+        loss, dlogits, hits = ops.cross_entropy(logits, labels[part], label_smoothing)
+        total += loss * share
+        n_correct += hits
+        if not np.isfinite(loss):
+            raise FloatingPointError("the loss is not finite: lower lr, or clip the gradient (clip_norm)")
+        dlogits *= np.float32(share)
+        model.backward(dlogits)
+    return BatchResult(total, n_correct, n)
+
+
+def evaluate(model, batches):
+    """Mean loss and accuracy over an iterable of (images, labels)."""
+    total, n_correct, n = 0.0, 0, 0
+    for images, labels in batches:
+        loss, _, hits = ops.cross_entropy(model.forward(images), labels)
+        total += loss * len(images)
+        n_correct += hits
+        n += len(images)
+    return BatchResult(total / n, n_correct, n)
