@@ -14,6 +14,7 @@ the baseline. So it holds weights, gradients, optimiser state, saved activations
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib.util
 import inspect
@@ -54,6 +55,13 @@ def memory():
     """Bytes of VmRSS, VmHWM and RssFile of this process, from /proc/self/status."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {name: 1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM", "RssFile")}
+
+
+def release():
+    """Gives back what is free: garbage, and the C library's empty pages."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak():
@@ -118,7 +126,8 @@ class Isolated:
                 "versions": answer["versions"]}
 
     def close(self):
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
 
@@ -152,10 +161,10 @@ def serve(requests, answer):
     for name in ("torch", "wasi"):
         if name in sys.modules:
             sys.modules[name].set_num_threads(task["threads"])
-    gc.collect()
+    release()
     baseline = memory()
     step = getattr(module, task["function"])(**task["args"])
-    gc.collect()
+    release()
     ready = memory()
     peak_reset = reset_peak()
     values = None
@@ -296,3 +305,4 @@ if __name__ == "__main__":
         serve(iter(sys.stdin), answer)
     except Exception:
         answer({"error": traceback.format_exc()})
+        raise
