@@ -109,7 +109,7 @@ def extension():
     return Extension(
         "wasi._core",
         sources=[s for s in sources if not s.endswith("_simd.c")],
-        depends=sorted(glob.glob("csrc/*/*.h")),
+        depends=sorted([*glob.glob("csrc/*/*.h"), *(s for s in sources if s.endswith("_simd.c"))]),
         include_dirs=["csrc", numpy.get_include(), *settings.pop("include_dirs", [])],
         define_macros=macros + settings.pop("define_macros", []),
         extra_compile_args=compile_args + settings.pop("extra_compile_args", []),
