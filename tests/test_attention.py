@@ -10,8 +10,8 @@ from wasi.reference import attention as ref
 TOKENS = [1, 2, 49, 50, 197, 300]  # a block of queries is 64, one of keys 256
 HEAD_WIDTHS = [1, 8, 48, 64]
 
-# (B, Nq, Nk, H, Hkv, D, causal, q_offset): grouped, one key head, cross-attention, decoding, prompt in two parts, queries
-# that see nothing, more than one block of keys and of stacked queries.
+# (B, Nq, Nk, H, Hkv, D, causal, q_offset): grouped, one key head, cross-attention, decoding, prompt in two
+# parts, queries that see nothing, more than one block of keys and of stacked queries.
 GQA_SHAPES = [
     (2, 5, 5, 4, 2, 16, True, None),
     (1, 70, 70, 6, 1, 32, False, None),
@@ -84,12 +84,14 @@ def test_score_terms_match_reference(rng, isa, B, N, H, n_masks, with_bias, with
     assert_close(o, want_o)
     assert np.array_equal(np.isinf(lse), np.isinf(want_lse))
     dbias = np.ones((H, N, N), np.float32)
-    assert_close(ops.attention_backward(do, qkv, o, lse, H, bias=bias, mask=mask, dbias=dbias), want_dqkv)
+    dqkv = ops.attention_backward(do, qkv, o, lse, H, bias=bias, mask=mask, dbias=dbias)
+    assert_close(dqkv, want_dqkv)
     assert_close(dbias, want_dbias + 1)  # parameter gradients add
 
 
 def test_gradients_against_finite_differences(rng):
-    q, k, v, do = (rng.standard_normal(shape) for shape in [(2, 5, 4, 3), (2, 6, 2, 3), (2, 6, 2, 3), (2, 5, 4, 3)])
+    q, do = rng.standard_normal((2, 2, 5, 4, 3))
+    k, v = rng.standard_normal((2, 2, 6, 2, 3))
     bias = rng.standard_normal((4, 5, 6))
     terms = {"causal": True, "scale": 0.7, "mask": rng.standard_normal((2, 5, 6))}
 
@@ -103,8 +105,8 @@ def test_gradients_against_finite_differences(rng):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("N, D, causal, grouped", [(50, 64, False, False), (197, 64, False, False), (300, 48, True, False),
-                                                   (130, 32, True, True)])
+@pytest.mark.parametrize("N, D, causal, grouped", [(50, 64, False, False), (197, 64, False, False),
+                                                   (300, 48, True, False), (130, 32, True, True)])
 def test_equals_torch(rng, torch, N, D, causal, grouped):
     H, Hkv = 4, 2 if grouped else 4
     arrays = normal(rng, 2, N, H, D), normal(rng, 2, N, Hkv, D), normal(rng, 2, N, Hkv, D)
@@ -114,14 +116,15 @@ def test_equals_torch(rng, torch, N, D, causal, grouped):
         tensors.append(torch.from_numpy(bias).double().requires_grad_())
     out = torch.nn.functional.scaled_dot_product_attention(
         *(t.transpose(1, 2) for t in tensors[:3]), attn_mask=None if causal else tensors[3], is_causal=causal,
-        enable_gqa=grouped).transpose(1, 2)
+        enable_gqa=grouped,
+    ).transpose(1, 2)
     out.backward(torch.from_numpy(do).double())
 
     o, lse = ops.attention_gqa(*arrays, causal=causal, bias=bias)
     dbias = np.zeros((H, N, N), np.float32)
-    gradients = [*ops.attention_gqa_backward(do, *arrays, o, lse, causal=causal, bias=bias, dbias=dbias), dbias]
+    gradients = ops.attention_gqa_backward(do, *arrays, o, lse, causal=causal, bias=bias, dbias=dbias)
     assert_close(o, out.detach().numpy())
-    for got, tensor in zip(gradients, tensors):
+    for got, tensor in zip((*gradients, dbias), tensors):
         assert_close(got, tensor.grad.numpy())
 
 
@@ -228,7 +231,7 @@ def test_bad_input_is_refused_by_name(rng):
     o, lse = ops.attention(qkv, 2)
     with pytest.raises(TypeError, match="qkv: expected a float32 array, got float64"):
         ops.attention(qkv.astype(float), 2)
-    with pytest.raises(ValueError, match=r"qkv.shape\[2\]: expected a multiple of 3 \* n_heads \(n_heads is 5\), got 24"):
+    with pytest.raises(ValueError, match=r"qkv.shape\[2\]: .* of 3 \* n_heads \(n_heads is 5\), got 24"):
         ops.attention(qkv, 5)
     with pytest.raises(ValueError, match="n_heads: expected at least 1, got 0"):
         ops.attention(qkv, 0)
@@ -248,7 +251,7 @@ def test_bad_input_is_refused_by_name(rng):
         ops.attention_backward(do, qkv, o, lse, 2, out=qkv)
 
     q, k = normal(rng, 2, 5, 4, 8), normal(rng, 2, 5, 2, 8)
-    with pytest.raises(ValueError, match=r"q.shape\[2\]: expected a multiple of k.shape\[2\] = 3 heads, got 4"):
+    with pytest.raises(ValueError, match=r"q.shape\[2\]: .* multiple of k.shape\[2\] = 3 heads, got 4"):
         ops.attention_gqa(q, normal(rng, 2, 5, 3, 8), normal(rng, 2, 5, 3, 8))
     with pytest.raises(ValueError, match=r"v.shape\[1\]: expected 5"):
         ops.attention_gqa(q, k, k[:, :4])

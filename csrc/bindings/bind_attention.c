@@ -15,8 +15,8 @@ static int need_heads(PyObject *object, const char *name, wasi_array *out)
     for (int i = 0; i < 3; i++)
         whole = whole && PyArray_STRIDE(array, i) % (npy_intp)sizeof(float) == 0;
     if (!whole) {
-        PyErr_Format(PyExc_ValueError, "%s: expected an aligned array in native byte order whose last axis is contiguous; "
-                     "pass numpy.ascontiguousarray(%s)", name, name);
+        PyErr_Format(PyExc_ValueError, "%s: expected an aligned array in native byte order with a contiguous last "
+                     "axis, got a view that is not; pass numpy.ascontiguousarray(%s)", name, name);
         return 0;
     }
     *out = (wasi_array){array, PyArray_DATA(array), 4, .size = PyArray_SIZE(array)};
@@ -157,7 +157,8 @@ static int run_backward(wasi_heads dq, wasi_heads dk, wasi_heads dv, const wasi_
         return 0;
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wasi_attention_backward(dq, dk, dv, dbias->data, dout, q, k, v, o, lse->data, a, WASI_DATA(work), n_threads);
+    status = wasi_attention_backward(dq, dk, dv, dbias->data, dout, q, k, v, o, lse->data, a, WASI_DATA(work),
+                                     n_threads);
     Py_END_ALLOW_THREADS
     Py_DECREF(work);
     if (status != WASI_OK)
@@ -232,7 +233,8 @@ static PyObject *attention_forward(PyObject *self, PyObject *args, PyObject *kwa
 
 static PyObject *attention_backward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"do", "qkv", "o", "lse", "n_heads", "scale", "causal", "bias", "dbias", "out", "mask", NULL};
+    static char *names[] = {"do",     "qkv",  "o",     "lse", "n_heads", "scale",
+                            "causal", "bias", "dbias", "out", "mask",    NULL};
     PyObject *do_obj, *qkv_obj, *o_obj, *lse_obj, *out_obj = Py_None;
     Py_ssize_t n_heads;
     options opt = NO_OPTIONS;
@@ -258,10 +260,11 @@ static PyObject *attention_backward(PyObject *self, PyObject *args, PyObject *kw
 }
 
 /* q B x Nq x H x D, k and v B x Nk x Hkv x D. */
-static int need_separate(PyObject *q_obj, PyObject *k_obj, PyObject *v_obj, wasi_array *q, wasi_array *k, wasi_array *v,
-                         wasi_attention *a)
+static int need_separate(PyObject *q_obj, PyObject *k_obj, PyObject *v_obj, wasi_array *q, wasi_array *k,
+                         wasi_array *v, wasi_attention *a)
 {
-    if (!need_heads(q_obj, "q", q) || !need_heads(k_obj, "k", k) || !wasi_need_dim(k, 0, q->dim[0], "k", "q.shape[0]") ||
+    if (!need_heads(q_obj, "q", q) || !need_heads(k_obj, "k", k) ||
+        !wasi_need_dim(k, 0, q->dim[0], "k", "q.shape[0]") ||
         !wasi_need_dim(k, 3, q->dim[3], "k", "q.shape[3]") || !need_positive(k->dim[1], "k.shape[1]") ||
         !need_positive(k->dim[2], "k.shape[2]") || !need_positive(k->dim[3], "k.shape[3]") ||
         !need_heads_of(v_obj, "v", k->dim, v))
@@ -291,7 +294,8 @@ static PyObject *attention_gqa_forward(PyObject *self, PyObject *args, PyObject 
     PyArrayObject *out = out_heads(out_obj, q.dim, "out", &o);
     if (out != NULL && wasi_need_disjoint(&o, "out", &q, "q") && wasi_need_disjoint(&o, "out", &k, "k") &&
         wasi_need_disjoint(&o, "out", &v, "v"))
-        result = run_forward(out, heads(&o), const_heads(heads(&q)), const_heads(heads(&k)), const_heads(heads(&v)), &a);
+        result = run_forward(out, heads(&o), const_heads(heads(&q)), const_heads(heads(&k)), const_heads(heads(&v)),
+                             &a);
     Py_XDECREF(out);
     return result;
 }
@@ -307,11 +311,12 @@ static PyObject *attention_gqa_backward(PyObject *self, PyObject *args, PyObject
     wasi_array in[5], to[3], lse, dbias; /* in: q, k, v, o, do; to: dq, dk, dv */
     static const char *const in_names[] = {"q", "k", "v", "o", "do"}, *const to_names[] = {"dq", "dk", "dv"};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|OpOOOOOOO:attention_gqa_backward", names, &do_obj, &q_obj,
-                                     &k_obj, &v_obj, &o_obj, &lse_obj, &opt.scale, &opt.causal, &opt.q_offset, &opt.bias,
-                                     &opt.mask, &opt.dbias, &dq_obj, &dk_obj, &dv_obj))
+                                     &k_obj, &v_obj, &o_obj, &lse_obj, &opt.scale, &opt.causal, &opt.q_offset,
+                                     &opt.bias, &opt.mask, &opt.dbias, &dq_obj, &dk_obj, &dv_obj))
         return NULL;
-    if (!need_separate(q_obj, k_obj, v_obj, &in[0], &in[1], &in[2], &a) || !need_heads_of(o_obj, "o", in[0].dim, &in[3]) ||
-        !need_heads_of(do_obj, "do", in[0].dim, &in[4]) || !need_lse(lse_obj, &a, &lse) ||
+    if (!need_separate(q_obj, k_obj, v_obj, &in[0], &in[1], &in[2], &a) ||
+        !need_heads_of(o_obj, "o", in[0].dim, &in[3]) || !need_heads_of(do_obj, "do", in[0].dim, &in[4]) ||
+        !need_lse(lse_obj, &a, &lse) ||
         !read_options(&opt, &a, &dbias))
         return NULL;
 
@@ -337,13 +342,14 @@ done:
 
 PyMethodDef wasi_attention_methods[] = {
     WASI_METHOD("attention_forward", attention_forward,
-                "attention_forward(qkv, n_heads, scale=None, causal=False, bias=None, out=None, mask=None) -> (o, lse)"),
-    WASI_METHOD("attention_backward", attention_backward,
-                "attention_backward(do, qkv, o, lse, n_heads, scale=None, causal=False, bias=None, dbias=None, out=None, "
-                "mask=None) -> dqkv"),
-    WASI_METHOD("attention_gqa_forward", attention_gqa_forward,
-                "attention_gqa_forward(q, k, v, scale=None, causal=False, q_offset=None, bias=None, mask=None, out=None) "
+                "attention_forward(qkv, n_heads, scale=None, causal=False, bias=None, out=None, mask=None) "
                 "-> (o, lse)"),
+    WASI_METHOD("attention_backward", attention_backward,
+                "attention_backward(do, qkv, o, lse, n_heads, scale=None, causal=False, bias=None, dbias=None, "
+                "out=None, mask=None) -> dqkv"),
+    WASI_METHOD("attention_gqa_forward", attention_gqa_forward,
+                "attention_gqa_forward(q, k, v, scale=None, causal=False, q_offset=None, bias=None, mask=None, "
+                "out=None) -> (o, lse)"),
     WASI_METHOD("attention_gqa_backward", attention_gqa_backward,
                 "attention_gqa_backward(do, q, k, v, o, lse, scale=None, causal=False, q_offset=None, bias=None, "
                 "mask=None, dbias=None, dq=None, dk=None, dv=None) -> (dq, dk, dv)"),

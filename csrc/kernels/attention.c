@@ -3,14 +3,16 @@
  * The query heads that share a key head are stacked: "row" r = g Nq + i is query i of the group's head g, so grouped
  * queries differ from plain ones in the number of rows alone, and a single query of 8 heads is one block of 8 rows.
  *
- * Scores are key-major, S[j, r] = k_j . q_r: a query is a lane of a vector register, so the softmax along the keys needs
- * no sum across lanes, and S' v, S do and S q read S as it lies. Only q (and do, and the bias) must be transposed, once a
- * block. All blocks are copied to scratch, padded to whole registers: the products (attention_simd.c) have no ragged
- * ends, heads that lie 3 C apart do not evict each other from the L1 cache, and strides matter in load and store alone.
+ * Scores are key-major, S[j, r] = k_j . q_r: a query is a lane of a vector register, so the softmax along the keys
+ * needs no sum across lanes, and P' v, P do, dS q, dS' k read P and dS as they lie. Only q (and do, and the bias) must
+ * be transposed, once a block. All blocks are copied to scratch, padded to whole registers: the products have no ragged
+ * ends, rows that lie 3 C apart do not evict each other from the L1 cache, and strides matter in load and store alone.
  *
- * Forward: one item is (batch, key head, block of rows); the keys pass by under an online softmax. Backward: one item is
- * (batch, key head); for each block of keys all rows pass by, dk and dv gather in scratch, dq in the output.
- * OpenBLAS was slower here: its sgemm does 95 GFLOP/s a core on large matrices and far less on 50 x 50 x 64. */
+ * Forward: one item is (batch, key head, block of rows); the keys pass by under an online softmax. Backward: one item
+ * is (batch, key head); for each block of keys all rows pass by, dk and dv gather in scratch, dq in the output.
+ *
+ * The products are register tiles of our own (attention_simd.c). For heads of 50 to 200 tokens OpenBLAS is as fast on
+ * P v, but takes 1.2 times as long on q k', where it packs a transposed operand anew at each call. */
 #include "kernels/attention.h"
 
 #include <math.h>
@@ -38,14 +40,14 @@ typedef struct {
     size_t part_bytes;
 } attention_job;
 
-/* The scratch of one thread. Rows of D are padded to `width`, rows of queries to the `lanes` of the block (at most ROWS),
- * rows of keys to `key_lanes`. */
+/* The scratch of one thread. Rows of D are padded to `width`, rows of queries to the `lanes` of the block (at most
+ * ROWS), rows of keys to `key_lanes`. */
 typedef struct {
     float *K, *V, *S, *dS, *dK, *dV; /* a row for each key */
-    float *Q, *O, *dO, *dQ, *terms;  /* a row for each query; terms: the bias, the mask or dbias of the block */
-    float *Qt, *dOt;                 /* width x lanes; Qt holds scale q */
+    float *Q, *O, *dO, *dQ, *terms;  /* a row for each query; Q: times scale; terms: bias, mask or dbias */
+    float *Qt, *dOt;                 /* width x lanes */
     float *top, *sum, *shrink;       /* one for each query: the online softmax */
-    float *lse, *delta;
+    float *lse, *delta, *scales;     /* scales: `scale` for each */
     int32_t *last;                   /* the last visible key of the block */
     wasi_int width, key_lanes;
 } blocks;
@@ -88,6 +90,7 @@ static blocks take_blocks(wasi_scratch *s, const wasi_attention *a, bool backwar
         w.dOt = take(s, width, rows);
         w.lse = take(s, 1, rows);
         w.delta = take(s, 1, rows);
+        w.scales = take(s, 1, rows);
     } else {
         w.top = take(s, 1, rows);
         w.sum = take(s, 1, rows);
@@ -141,32 +144,33 @@ static wasi_row_walk key_walk(const wasi_attention *a, wasi_int row)
     return (wasi_row_walk){row, 0, a->Nk};
 }
 
-static void load_queries(const wasi_attention *a, float *to, wasi_const_heads from, wasi_int b, wasi_int kv,
-                         wasi_int r0, wasi_int rows)
+static void load_queries(const wasi_attention *a, float *to, wasi_const_heads from, float factor, wasi_int b,
+                         wasi_int kv, wasi_int r0, wasi_int rows)
 {
     WASI_PICK(wasi_attention_load)(to, whole_lanes(a->D), from.data + b * from.batch + kv * (a->H / a->Hkv) * from.head,
-                                   query_walk(a, from.row, from.head), r0, rows, a->D);
+                                   query_walk(a, from.row, from.head), r0, rows, a->D, factor);
 }
 
 static void load_keys(const wasi_attention *a, float *to, wasi_const_heads from, wasi_int b, wasi_int kv, wasi_int j0,
                       wasi_int keys)
 {
     WASI_PICK(wasi_attention_load)(to, whole_lanes(a->D), from.data + b * from.batch + kv * from.head,
-                                   key_walk(a, from.row), j0, keys, a->D);
+                                   key_walk(a, from.row), j0, keys, a->D, 1);
 }
 
-static void store_queries(const wasi_attention *a, wasi_heads to, const float *from, float factor, bool add,
+static void store_queries(const wasi_attention *a, wasi_heads to, const float *from, const float *factor, bool add,
                           wasi_int b, wasi_int kv, wasi_int r0, wasi_int rows)
 {
     WASI_PICK(wasi_attention_store)(to.data + b * to.batch + kv * (a->H / a->Hkv) * to.head,
-                                    query_walk(a, to.row, to.head), from, whole_lanes(a->D), r0, rows, a->D, factor, add);
+                                    query_walk(a, to.row, to.head), from, whole_lanes(a->D), r0, rows, a->D, factor,
+                                    add);
 }
 
-static void store_keys(const wasi_attention *a, wasi_heads to, const float *from, float factor, wasi_int b,
-                       wasi_int kv, wasi_int j0, wasi_int keys)
+static void store_keys(const wasi_attention *a, wasi_heads to, const float *from, wasi_int b, wasi_int kv,
+                       wasi_int j0, wasi_int keys)
 {
     WASI_PICK(wasi_attention_store)(to.data + b * to.batch + kv * to.head, key_walk(a, to.row), from, whole_lanes(a->D),
-                                    j0, keys, a->D, factor, false);
+                                    j0, keys, a->D, NULL, false);
 }
 
 /* The keys of the block [j0, j0 + keys) up to the last that any of the rows sees. */
@@ -179,12 +183,12 @@ static wasi_int visible_keys(const wasi_attention *a, wasi_int r0, wasi_int rows
     return WASI_MAX(0, WASI_MIN(keys, last_query + a->q_offset + 1 - j0));
 }
 
-/* S += the terms of the block: rows of Nk numbers, from the walk's first on. */
+/* S += the bias or the mask of the block, from the rows behind `walk`. */
 static void add_terms(blocks *w, const float *from, wasi_row_walk walk, wasi_int r0, wasi_int rows, wasi_int keys)
 {
     wasi_int lanes = whole_lanes(rows);
-    WASI_PICK(wasi_attention_load)(w->terms, w->key_lanes, from, walk, r0, rows, keys);
-    WASI_PICK(wasi_attention_transpose)(w->S, lanes, w->terms, w->key_lanes, lanes, whole_lanes(keys), 1, true);
+    WASI_PICK(wasi_attention_load)(w->terms, w->key_lanes, from, walk, r0, rows, keys, 1);
+    WASI_PICK(wasi_attention_transpose)(w->S, lanes, w->terms, w->key_lanes, lanes, whole_lanes(keys), true);
 }
 
 /* S = scale k q' + bias + mask, -Inf where causal hides the key. Qt and K are loaded. */
@@ -209,14 +213,14 @@ static void scores(const wasi_attention *a, blocks *w, wasi_int b, wasi_int kv, 
         WASI_PICK(wasi_attention_hide)(w->S, w->last, keys, lanes);
 }
 
-/* o and lse of the rows [r0, r0 + rows). `loaded` numbers the block of keys that K and V hold, from row block to row block. */
+/* o and lse of the block of rows from r0. `loaded` numbers the block of keys that K and V hold from call to call. */
 static void forward_rows(const attention_job *job, blocks *w, wasi_int b, wasi_int kv, wasi_int r0, wasi_int *loaded)
 {
     const wasi_attention *a = job->a;
     wasi_int rows = WASI_MIN(ROWS, group_rows(a) - r0), lanes = whole_lanes(rows), width = w->width;
     wasi_int key_blocks = (a->Nk + KEYS - 1) / KEYS;
-    load_queries(a, w->Q, job->q, b, kv, r0, rows);
-    WASI_PICK(wasi_attention_transpose)(w->Qt, lanes, w->Q, width, lanes, width, a->scale, false);
+    load_queries(a, w->Q, job->q, a->scale, b, kv, r0, rows);
+    WASI_PICK(wasi_attention_transpose)(w->Qt, lanes, w->Q, width, lanes, width, false);
     for (wasi_int r = 0; r < lanes; r++) {
         w->top[r] = -INFINITY;
         w->sum[r] = 0;
@@ -241,13 +245,9 @@ static void forward_rows(const attention_job *job, blocks *w, wasi_int b, wasi_i
     }
     if (!started)
         memset(w->O, 0, (size_t)(rows * width) * sizeof(float));
-    float *lse = job->lse + (b * a->Hkv + kv) * group_rows(a) + r0;
-    for (wasi_int r = 0; r < rows; r++) {
-        lse[r] = w->top[r] + logf(w->sum[r]);
-        w->shrink[r] = w->sum[r] == 0 ? 0 : 1 / w->sum[r];
-    }
-    WASI_PICK(wasi_attention_scale_rows)(w->O, width, w->shrink, rows, width);
-    store_queries(a, job->o, w->O, 1, false, b, kv, r0, rows);
+    WASI_PICK(wasi_attention_finish)(w->top, w->sum, lanes);
+    memcpy(job->lse + (b * a->Hkv + kv) * group_rows(a) + r0, w->top, (size_t)rows * sizeof(float));
+    store_queries(a, job->o, w->O, w->sum, false, b, kv, r0, rows);
 }
 
 static wasi_status forward_part(void *ctx, wasi_int begin, wasi_int end, int part)
@@ -271,8 +271,8 @@ wasi_status wasi_attention_forward(wasi_heads o, float *lse, wasi_const_heads q,
     return wasi_parallel(n_threads, a->B * a->Hkv * row_blocks, 1, forward_part, &job);
 }
 
-/* The rows [r0, r0 + rows) against the block of keys in K and V: adds to dK and dV, to dq in the output (or starts it,
- * at the first block) and to the slice's dbias. */
+/* The block of rows from r0 against the block of keys in K and V: adds to dK and dV, to dq in the output (or starts it,
+ * at the first block of keys) and to the slice's dbias. */
 static void backward_rows(const attention_job *job, blocks *w, wasi_int slice, wasi_int b, wasi_int kv, wasi_int r0,
                           wasi_int j0, wasi_int all_keys)
 {
@@ -282,18 +282,18 @@ static void backward_rows(const attention_job *job, blocks *w, wasi_int slice, w
     if (keys == 0) {
         if (j0 == 0) {
             memset(w->dQ, 0, (size_t)(rows * width) * sizeof(float));
-            store_queries(a, job->dq, w->dQ, 1, false, b, kv, r0, rows);
+            store_queries(a, job->dq, w->dQ, NULL, false, b, kv, r0, rows);
         }
         return;
     }
-    load_queries(a, w->Q, job->q, b, kv, r0, rows);
-    load_queries(a, w->O, job->saved_o, b, kv, r0, rows);
-    load_queries(a, w->dO, job->dout, b, kv, r0, rows);
-    WASI_PICK(wasi_attention_transpose)(w->Qt, lanes, w->Q, width, lanes, width, a->scale, false);
-    WASI_PICK(wasi_attention_transpose)(w->dOt, lanes, w->dO, width, lanes, width, 1, false);
+    load_queries(a, w->Q, job->q, a->scale, b, kv, r0, rows);
+    load_queries(a, w->O, job->saved_o, 1, b, kv, r0, rows);
+    load_queries(a, w->dO, job->dout, 1, b, kv, r0, rows);
+    WASI_PICK(wasi_attention_transpose)(w->Qt, lanes, w->Q, width, lanes, width, false);
+    WASI_PICK(wasi_attention_transpose)(w->dOt, lanes, w->dO, width, lanes, width, false);
     WASI_PICK(wasi_attention_row_dots)(w->delta, w->O, w->dO, width, lanes, width);
     const float *lse = job->saved_lse + (b * a->Hkv + kv) * group_rows(a) + r0;
-    for (wasi_int r = 0; r < lanes; r++) /* exp(s - Inf) = 0: no gradient from a row that sees no key, nor from padding */
+    for (wasi_int r = 0; r < lanes; r++) /* exp(s - Inf) = 0: nothing comes from a row that sees no key, or padding */
         w->lse[r] = r < rows && lse[r] != -INFINITY ? lse[r] : INFINITY;
 
     scores(a, w, b, kv, r0, rows, j0, keys);
@@ -302,12 +302,12 @@ static void backward_rows(const attention_job *job, blocks *w, wasi_int slice, w
     WASI_PICK(wasi_attention_product)(w->dV, width, w->S, lanes, 1, w->dO, width, keys, width, rows, true);
     WASI_PICK(wasi_attention_product)(w->dK, width, w->dS, lanes, 1, w->Q, width, keys, width, rows, true);
     WASI_PICK(wasi_attention_product)(w->dQ, width, w->dS, 1, lanes, w->K, width, rows, width, keys, false);
-    store_queries(a, job->dq, w->dQ, a->scale, j0 > 0, b, kv, r0, rows);
+    store_queries(a, job->dq, w->dQ, w->scales, j0 > 0, b, kv, r0, rows);
     if (job->dbias) {
         float *to = job->slices + slice * bias_size(a) + kv * group_rows(a) * a->Nk + j0;
-        WASI_PICK(wasi_attention_transpose)(w->terms, w->key_lanes, w->dS, lanes, whole_lanes(keys), lanes, 1, false);
+        WASI_PICK(wasi_attention_transpose)(w->terms, w->key_lanes, w->dS, lanes, whole_lanes(keys), lanes, false);
         WASI_PICK(wasi_attention_store)(to, query_walk(a, a->Nk, a->Nq * a->Nk), w->terms, w->key_lanes, r0, rows, keys,
-                                        1, true);
+                                        NULL, true);
     }
 }
 
@@ -322,8 +322,8 @@ static void backward_head(const attention_job *job, blocks *w, wasi_int slice, w
         memset(w->dV, 0, (size_t)(keys * w->width) * sizeof(float));
         for (wasi_int r0 = 0; r0 < group_rows(a); r0 += ROWS)
             backward_rows(job, w, slice, b, kv, r0, j0, keys);
-        store_keys(a, job->dk, w->dK, a->scale, b, kv, j0, keys);
-        store_keys(a, job->dv, w->dV, 1, b, kv, j0, keys);
+        store_keys(a, job->dk, w->dK, b, kv, j0, keys);
+        store_keys(a, job->dv, w->dV, b, kv, j0, keys);
     }
 }
 
@@ -332,6 +332,8 @@ static wasi_status backward_part(void *ctx, wasi_int begin, wasi_int end, int pa
     const attention_job *job = ctx;
     const wasi_attention *a = job->a;
     blocks w = part_blocks(job, part, true);
+    for (wasi_int r = 0; r < WASI_MIN(ROWS, group_rows(a)); r++)
+        w.scales[r] = a->scale;
     for (wasi_int item = begin; item < end; item++) {
         wasi_int slice = item / a->Hkv, kv = item % a->Hkv, share = group_rows(a) * a->Nk;
         if (job->dbias)

@@ -17,23 +17,22 @@ typedef struct {
     wasi_int row, head, per_head;
 } wasi_row_walk;
 
-/* to (rows x width) = the rows [r0, r0 + rows) of D floats; zeros up to `width` and up to whole LANES of rows. */
+/* to (rows x width) = factor * the rows [r0, r0 + rows) of D floats; zeros up to `width` and to whole LANES of rows. */
 WASI_SIMD_DECLARE(void, wasi_attention_load,
                   (float *to, wasi_int width, const float *from, wasi_row_walk walk, wasi_int r0, wasi_int rows,
-                   wasi_int D));
-/* The way back: rows of `to` = factor * from, or += where `add`. */
+                   wasi_int D, float factor));
+/* The way back: row r = factor[r] * row r of `from`, or += where `add`; factor may be NULL, for 1. */
 WASI_SIMD_DECLARE(void, wasi_attention_store,
                   (float *to, wasi_row_walk walk, const float *from, wasi_int width, wasi_int r0, wasi_int rows,
-                   wasi_int D, float factor, bool add));
-
-/* C (m x n) = A B, or C += A B where `add`: A(i, k) at A[i * am + k * ak], one of am, ak is 1; B (K x n); n in LANES. */
+                   wasi_int D, const float *factor, bool add));
+/* C (m x n) = A B, or C += A B where `add`: A(i, k) at A[i * am + k * ak], one of am, ak is 1; B K x n; n in LANES. */
 WASI_SIMD_DECLARE(void, wasi_attention_product,
                   (float *C, wasi_int ldc, const float *A, wasi_int am, wasi_int ak, const float *B, wasi_int ldb,
                    wasi_int m, wasi_int n, wasi_int K, bool add));
-/* out (columns x rows) = factor x', or out += factor x' where `add`, x rows x columns; both sizes in LANES. */
+/* out (columns x rows) = x', or out += x' where `add`, x rows x columns; both sizes in LANES. */
 WASI_SIMD_DECLARE(void, wasi_attention_transpose,
                   (float *out, wasi_int ld_out, const float *x, wasi_int ld, wasi_int rows, wasi_int columns,
-                   float factor, bool add));
+                   bool add));
 /* x[r, :] *= factor[r] for rows of `width`. */
 WASI_SIMD_DECLARE(void, wasi_attention_scale_rows,
                   (float *x, wasi_int ld, const float *factor, wasi_int rows, wasi_int width));
@@ -42,10 +41,12 @@ WASI_SIMD_DECLARE(void, wasi_attention_row_dots,
                   (float *out, const float *x, const float *y, wasi_int ld, wasi_int rows, wasi_int width));
 /* S[j, i] = -Inf where j > last[i]. */
 WASI_SIMD_DECLARE(void, wasi_attention_hide, (float *S, const int32_t *last, wasi_int n_keys, wasi_int lanes));
-/* One step of the online softmax. With top the larger of the old top and the largest score of each lane: S = exp(S - top),
- * shrink = exp(old top - top), sum = sum * shrink + the sum over the keys of S. Start: top = -Inf, sum = 0. */
+/* One step of the online softmax, from top = -Inf, sum = 0: top becomes the largest score so far of each lane,
+ * shrink = exp(old top - top), S = exp(S - top), sum = sum * shrink + the sum over the keys of S. */
 WASI_SIMD_DECLARE(void, wasi_attention_softmax,
                   (float *S, float *top, float *sum, float *shrink, wasi_int n_keys, wasi_int lanes));
+/* Its end: top = lse = top + log(sum), sum = 1 / sum; -Inf and 0 where no key was visible. */
+WASI_SIMD_DECLARE(void, wasi_attention_finish, (float *top, float *sum, wasi_int lanes));
 /* P = exp(P - lse), dP = P (dP - delta): scores to probabilities, their gradient to that of the scores. */
 WASI_SIMD_DECLARE(void, wasi_attention_softmax_backward,
                   (float *P, float *dP, const float *lse, const float *delta, wasi_int n_keys, wasi_int lanes));

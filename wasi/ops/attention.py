@@ -1,12 +1,13 @@
 """Multi-head softmax attention without a stored N x N matrix.
 
-s = scale q k' + bias + mask, lse = log sum exp(s) along the keys, o = exp(s - lse) v. The backward pass computes s again
-from q, k and lse, block by block. Shapes: B batch, N tokens, C = H D channels, H heads of width D; float32.
+s = scale q k' + bias + mask, lse = log sum exp(s) along the keys, o = exp(s - lse) v. The backward pass
+computes s again from q, k and lse, block by block. Shapes: B batch, N tokens, C = H D channels, H heads of
+width D; float32.
 
-Optional terms of the scores: `bias` (H, Nq, Nk) is shared by the batch, as is a relative position bias; `mask`
-(n_masks, Nq, Nk) is shared by the heads, batch element b adds mask[b % n_masks] (the windows of a Swin transformer);
--Inf hides a key. `causal` hides from query i the keys j > i + q_offset. A query that sees no key gets o = 0, lse = -Inf.
-The results' bits do not depend on the number of threads.
+Optional terms of the scores: `bias` (H, Nq, Nk) is shared by the batch, as is a relative position bias;
+`mask` (n_masks, Nq, Nk) is shared by the heads: batch element b adds mask[b % n_masks], so n_masks divides B
+(the windows of a Swin transformer); -Inf hides a key. `causal` hides from query i the keys j > i + q_offset.
+A query that sees no key gets o = 0, lse = -Inf. The results' bits do not depend on the number of threads.
 
 Source: FlashAttention-2 (arXiv 2307.08691), blocks and backward pass.
 """
@@ -17,8 +18,8 @@ from wasi import _core
 def attention(qkv, n_heads, scale=None, causal=False, bias=None, out=None, mask=None):
     """Self-attention of packed queries, keys and values.
 
-    Parameters: qkv (B, N, 3C), the reshape of (B, N, 3, H, D); scale, by default 1 / sqrt(D); bias (H, N, N);
-    mask (n_masks, N, N), n_masks a divisor of B; out (B, N, C). C-contiguous.
+    Parameters: qkv (B, N, 3C), the reshape of (B, N, 3, H, D), as timm's ViT has it; scale, by default
+    1 / sqrt(D); bias (H, N, N); mask (n_masks, N, N); out (B, N, C). C-contiguous.
     Returns (o, lse): o (B, N, C), which is `out` where that is given, and lse (B, H, N), natural logarithm.
     Raises TypeError or ValueError naming the argument that does not fit.
 
@@ -32,32 +33,40 @@ def attention(qkv, n_heads, scale=None, causal=False, bias=None, out=None, mask=
     return _core.attention_forward(qkv, n_heads, scale, causal, bias, out, mask)
 
 
-def attention_backward(do, qkv, o, lse, n_heads, scale=None, causal=False, bias=None, dbias=None, out=None, mask=None):
+def attention_backward(
+    do, qkv, o, lse, n_heads, scale=None, causal=False, bias=None, dbias=None, out=None, mask=None
+):
     """Gradient of `attention`: returns dqkv (B, N, 3C), which is `out` where that is given.
 
-    do is the gradient of o; o and lse are what `attention` returned. The gradient of the bias, summed over the batch, is
-    added to dbias (H, N, N) where that is given.
+    do is the gradient of o; o and lse are what `attention` returned. The gradient of the bias, summed over
+    the batch, is added to dbias (H, N, N) where that is given.
     """
     return _core.attention_backward(do, qkv, o, lse, n_heads, scale, causal, bias, dbias, out, mask)
 
 
 def attention_gqa(q, k, v, scale=None, causal=False, q_offset=None, bias=None, mask=None, out=None):
-    """Attention of separate q (B, Nq, H, D) to k, v (B, Nk, Hkv, D): grouped heads, cross-attention, key-value caches.
+    """Attention of separate queries to keys and values: grouped heads, cross-attention, key-value caches.
 
-    H is a multiple of Hkv; query head h reads key head h // (H // Hkv). q_offset is the position of the first query among
-    the keys, by default Nk - Nq: the queries are the last tokens. The arrays may have any strides as long as the last axis
-    is contiguous, so parts of a fused projection (x.reshape(B, N, -1, D)[:, :, :H]) and the filled part of a cache
-    (cache[:, :Nk]) are read in place.
+    Parameters: q (B, Nq, H, D); k, v (B, Nk, Hkv, D), H a multiple of Hkv: query head h reads key head
+    h // (H // Hkv); q_offset, the position of the first query among the keys, by default Nk - Nq: the queries
+    are the last tokens; bias (H, Nq, Nk); mask (n_masks, Nq, Nk); out (B, Nq, H, D). The last axis of q, k, v,
+    out is contiguous, the other strides may be anything: parts of a fused projection
+    (x.reshape(B, N, -1, D)[:, :, :H]) and the filled part of a cache (cache[:, :Nk]) are read in place.
     Returns (o, lse): o (B, Nq, H, D), which is `out` where that is given, and lse (B, H, Nq).
     Raises TypeError or ValueError naming the argument that does not fit.
     """
     return _core.attention_gqa_forward(q, k, v, scale, causal, q_offset, bias, mask, out)
 
 
-def attention_gqa_backward(do, q, k, v, o, lse, scale=None, causal=False, q_offset=None, bias=None, mask=None, dbias=None,
-                           dq=None, dk=None, dv=None):
-    """Gradients of `attention_gqa`: returns (dq, dk, dv), written into the arrays given for them (any strides but the last).
+def attention_gqa_backward(
+    do, q, k, v, o, lse, scale=None, causal=False, q_offset=None, bias=None, mask=None, dbias=None, dq=None,
+    dk=None, dv=None
+):
+    """Gradients of `attention_gqa`: returns (dq, dk, dv), written into the arrays given for them.
 
-    The gradient of the bias, summed over the batch, is added to dbias (H, Nq, Nk) where that is given.
+    Strides as in `attention_gqa`. The gradient of the bias, summed over the batch, is added to dbias
+    (H, Nq, Nk) where that is given.
     """
-    return _core.attention_gqa_backward(do, q, k, v, o, lse, scale, causal, q_offset, bias, mask, dbias, dq, dk, dv)
+    return _core.attention_gqa_backward(
+        do, q, k, v, o, lse, scale, causal, q_offset, bias, mask, dbias, dq, dk, dv
+    )

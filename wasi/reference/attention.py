@@ -1,4 +1,4 @@
-"""Softmax attention with grouped heads and additive score terms: the NumPy twin of csrc/kernels/attention.c."""
+"""Attention with grouped heads and additive score terms: the NumPy twin of csrc/kernels/attention.c."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def attention_scores(q, k, scale=None, causal=False, q_offset=None, bias=None, m
 
 
 def attention_forward(q, k, v, **terms):
-    """(o, lse) of q (B, Nq, H, D), k and v (B, Nk, Hkv, D); a query without a visible key gives 0 and -Inf."""
+    """(o, lse) of q (B, Nq, H, D), k and v (B, Nk, Hkv, D); a query that sees no key gives 0 and -Inf."""
     s = attention_scores(q, k, **terms)
     top = s.max(-1, keepdims=True)
     e = np.exp(s - np.where(np.isfinite(top), top, 0))
