@@ -32,7 +32,8 @@ def test_matches_reference(rng, n_threads, isa, name, n):
 @function
 def test_error_stays_below_a_millionth(isa, name):
     forward, backward, ref_forward, ref_backward = FUNCTIONS[name]
-    h = np.concatenate([np.linspace(-14, 14, 200_003), [-1e30, -300, -90, -0.0, 90, 300, 1e30]]).astype(np.float32)
+    extremes = [-1e30, -300, -90, -0.0, 90, 300, 1e30]
+    h = np.concatenate([np.linspace(-14, 14, 200_003), extremes]).astype(np.float32)
     wide, one = h.astype(np.float64), np.ones_like(h)
     with np.errstate(over="ignore"):
         assert (np.abs(forward(h) - ref_forward(wide)) <= 1e-6 * np.maximum(1, np.abs(wide))).all()
@@ -43,7 +44,11 @@ def test_error_stays_below_a_millionth(isa, name):
 def test_gradient_against_finite_differences(rng, name):
     _, _, ref_forward, ref_backward = FUNCTIONS[name]
     h, dy = rng.standard_normal((2, 30))
-    assert directional_check(lambda a: float((ref_forward(a[0]) * dy).sum()), [h], [ref_backward(dy, h)], rng) < 1e-7
+
+    def loss(arguments):
+        return float((ref_forward(arguments[0]) * dy).sum())
+
+    assert directional_check(loss, [h], [ref_backward(dy, h)], rng) < 1e-7
 
 
 @function
@@ -64,7 +69,7 @@ def test_in_place_and_nan(rng, isa, name):
     h[1, 3] = np.nan
     before = h.copy(), dy.copy()
     g, dh = forward(h), backward(dy, h)
-    assert np.array_equal(h, before[0], equal_nan=True) and np.array_equal(dy, before[1])  # inputs are left alone
+    assert np.array_equal(h, before[0], equal_nan=True) and np.array_equal(dy, before[1])
     for result in (g, dh):
         assert np.array_equal(np.isnan(result), np.isnan(h))
     for target in (0, 1):
@@ -92,7 +97,8 @@ def test_few_bit_matches_reference(rng, n_threads, isa, bits, n):
     assert codes.nbytes <= n * bits / 8 + 64
     dh = ops.gelu_decode_backward(dy, codes, bits)
     want = ref.few_bit_backward(dy.astype(np.float64), h.astype(np.float64), bits)
-    near_a_cut = np.abs(dh - want) > 1e-6 * np.abs(dy)  # there the rounding of the derivative may pick the other level
+    # Next to a cut, the rounding of the derivative may pick the other level.
+    near_a_cut = np.abs(dh - want) > 1e-6 * np.abs(dy)
     assert near_a_cut.sum() <= 1 + n / 10_000
     assert_close(dh[~near_a_cut], want[~near_a_cut])
 
@@ -117,7 +123,8 @@ def test_few_bit_levels_are_the_least_squares_ones(bits, error):
     density /= density.sum()
     cell = np.searchsorted((levels[1:] + levels[:-1]) / 2, d)
     mass = np.bincount(cell, density)
-    assert np.abs(np.bincount(cell, density * d) / mass - levels).max() < 1e-4  # each is its cell's mean, to the grid's step
+    # Each level is the mean of its cell, to the step of the grid.
+    assert np.abs(np.bincount(cell, density * d) / mass - levels).max() < 1e-4
     assert (density * (d - levels[cell]) ** 2).sum() == pytest.approx(error, rel=1e-4)
     # Levels are the best of all: dynamic programming over a coarser grid finds none with less error.
     h = np.linspace(-4, 4, 801)

@@ -65,9 +65,10 @@ def layer_norm_apply(x: F32, mean: F32, rstd: F32, weight: F32, bias: F32, out: 
 def layer_norm_backward(dy: F32, x: F32, mean: F32, rstd: F32, weight: F32, dweight: F32 | None = None,
                         dbias: F32 | None = None, out: F32 | None = None, add_to: F32 | None = None) -> F32: ...
 
-# bind_loss.c; targets are int64
-def cross_entropy(logits: F32, targets: NDArray[np.int64], label_smoothing: float = 0.0,
-                  need_gradient: bool = True) -> tuple[float, F32 | None, int]: ...
+# bind_loss.c
+def cross_entropy(logits: F32, targets: NDArray[np.int64] | F32, label_smoothing: float = 0.0,
+                  need_gradient: bool = True, class_weights: F32 | None = None,
+                  dlogits_out: F32 | None = None) -> tuple[float, F32 | None, int]: ...
 
 # bind_optim.c
 def sgd_update(param: F32, grad: F32, buffer: F32 | None, lr: float, momentum: float = 0.0, weight_decay: float = 0.0,

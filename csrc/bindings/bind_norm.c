@@ -180,6 +180,7 @@ PyMethodDef wasi_norm_methods[] = {
     WASI_METHOD("layer_norm_apply", layer_norm_apply,
                 "layer_norm_apply(x, mean, rstd, weight, bias, out=None) -> y"),
     WASI_METHOD("layer_norm_backward", layer_norm_backward,
-                "layer_norm_backward(dy, x, mean, rstd, weight, dweight=None, dbias=None, out=None, add_to=None) -> dx"),
+                "layer_norm_backward(dy, x, mean, rstd, weight, dweight=None, dbias=None, out=None, add_to=None) "
+                "-> dx"),
     {NULL},
 };

@@ -11,8 +11,8 @@ typedef struct {
 } wasi_normal;
 
 /* The distribution function and the density at x, to about 1e-7. With a = |x|, the upper tail is exp(-a^2 / 2) times a
- * smooth function of t = 1 / (1 + 0.304 a) that vanishes with t: a polynomial without constant term, fitted to a relative
- * error of 9e-8 (the form of Abramowitz and Stegun 7.1.26). NaN gives NaN. */
+ * smooth function of t = 1 / (1 + 0.304 a) that vanishes with t: a polynomial without constant term, fitted to a
+ * relative error of 9e-8 (the form of Abramowitz and Stegun 7.1.26). NaN gives NaN. */
 static inline wasi_normal wasi_normal_at(float x)
 {
     float a = fabsf(x), e = wasi_exp(-0.5f * a * a), t = 1.0f / (1.0f + 0.304f * a);

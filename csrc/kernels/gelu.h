@@ -2,9 +2,9 @@
  * dh = dy d(h), d(h) = Phi(h) + h phi(h).
  *
  * Backward needs h, or only a code of d(h) (Few-Bit Backward, arXiv 2202.00441): 2 or 4 bits a number that say which
- * of the levels y_0 < ... < y_(K-1), K = 2^bits, is nearest to d(h). The levels minimise E[(d(h) - y)^2] over a standard
- * normal h. The paper cuts h into K intervals; cutting the values of d leaves the same pieces for 2 bits and a fifth less
- * error for 4, since d is not monotonic and one level may serve several intervals of h. y_k + y_(K-1-k) = 1.
+ * of the levels y_0 < ... < y_(K-1), K = 2^bits, is nearest to d(h). The levels minimise E[(d(h) - y)^2] over a
+ * standard normal h. The paper cuts h into K intervals; cutting the values of d leaves the same error for 2 bits and a
+ * fifth less for 4, since d is not monotonic and one level may serve several intervals of h. y_k + y_(K-1-k) = 1.
  *
  * Codes lie in blocks of 64 bytes: byte j of a block holds, from its low bits up, the codes of the block's numbers
  * j, j + 64, ... (128 numbers a block for 4 bits, 256 for 2), so that packing is a loop over whole vectors. */

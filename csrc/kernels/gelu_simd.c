@@ -39,7 +39,7 @@ void WASI_SIMD(wasi_gelu_backward_some)(float *dh, const float *dy, const float 
         dh[i] = dy[i] * derivative(h[i]);
 }
 
-/* The levels are 1/2 + m and 1/2 - m for the magnitudes m below; a code is the index of m, and above it a bit for minus. */
+/* The levels are 1/2 + m and 1/2 - m for the magnitudes m below; a code is the index of m, then a bit for minus. */
 static const float magnitude2[2] = {0.187324903f, 0.546385928f};
 static const float magnitude4[8] = {0.044239999f, 0.132537493f, 0.220267163f, 0.306974997f,
                                     0.392059595f, 0.474606688f, 0.549721626f, 0.613156337f};

@@ -1,6 +1,6 @@
 /* Layer normalisation of M rows of C, alone or after a residual sum.
  *
- *     xhat = (x - mean(x)) rstd,  rstd = 1 / sqrt(var(x) + eps),  y = xhat w + b        (var: the mean square deviation)
+ *     xhat = (x - mean(x)) rstd,  rstd = 1 / sqrt(var(x) + eps),  y = xhat w + b      (var: the mean square deviation)
  *
  * Row-major float32: x, y M x C; mean, rstd M, saved for backward; w, b C. With g = dy w, row by row,
  *

@@ -1,13 +1,13 @@
-"""Activation functions, elementwise: GELU (exact, by erf), with a backward pass from h or from a few bits, and SiLU.
+"""Activation functions, elementwise: exact GELU, with a backward pass from h or from few bits, and SiLU.
 
-Arrays are float32 and C-contiguous. `out` may be an input of the result's shape, so that a layer can work in place.
+Arrays are float32 and C-contiguous. `out` may be an input of the result's shape: a layer can work in place.
 """
 
 from wasi import _core
 
 
 def gelu(h, out=None):
-    """GELU, g = h Phi(h) with Phi the standard normal distribution function; within 1e-6 max(1, |h|) of the exact value.
+    """GELU, g = h Phi(h), Phi the standard normal distribution function; to within 1e-6 max(1, |h|).
 
     Parameters: h of any shape, out of h's shape (h itself for in place) or None. Returns g.
     Raises TypeError or ValueError naming the argument that does not fit.
@@ -20,9 +20,9 @@ def gelu(h, out=None):
 
 
 def bias_gelu(h, b, out=None):
-    """A bias and GELU in one pass: h (..., C) becomes h + b in place, for the backward pass; returns gelu(h + b).
+    """A bias and GELU in one pass: returns gelu(h + b); h (..., C) becomes h + b, for the backward pass.
 
-    With `out` h itself only the result remains.
+    Where `out` is h, only the result remains.
     """
     return _core.bias_gelu_forward(h, b, out)
 
@@ -35,10 +35,11 @@ def gelu_backward(dy, h, out=None):
 def gelu_encode(h, bits=4, b=None, out=None):
     """GELU that keeps only `bits` bits a number for the backward pass, in place of h.
 
-    Parameters: h (..., C); bits 2 or 4; b (C,), added to h first, or None; out of h's shape (h itself for in place) or None.
-    Returns (g, codes): g = gelu(h + b) and which of 2^bits levels is nearest to each derivative, packed in uint8
-    (bits / 8 bytes a number, rounded up to 64 bytes). The levels minimise the mean squared error for standard normal h;
-    its root is 0.089 for 2 bits and 0.021 for 4.
+    Parameters: h (..., C); bits 2 or 4; b (C,), added to h first, or None; out of h's shape (h itself for in
+    place) or None.
+    Returns (g, codes): g = gelu(h + b) and which of 2^bits levels is nearest to each derivative, packed in
+    uint8 (bits / 8 bytes a number, rounded up to 64 bytes). The levels minimise the mean squared error for
+    standard normal h; its root is 0.089 for 2 bits and 0.021 for 4.
     Source: Few-Bit Backward (arXiv 2202.00441), section 3, with pieces that are intervals of the derivative.
     """
     return _core.gelu_encode(h, bits, b, out)

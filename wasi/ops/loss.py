@@ -3,13 +3,19 @@
 from wasi import _core
 
 
-def cross_entropy(logits, targets, label_smoothing=0.0, need_gradient=True):
+def cross_entropy(logits, targets, label_smoothing=0.0, need_gradient=True, class_weights=None,
+                  dlogits_out=None):
     """Softmax cross-entropy: returns (loss, dlogits, n_correct).
 
-    Parameters: logits (B, V) float32; targets (B,) int64 in 0..V-1; label_smoothing in [0, 1): the share of the target that is
-    spread evenly over the classes; need_gradient: False gives None for dlogits.
-    Returns the mean loss over the rows (a float, summed in float64), its gradient (B, V), and how many rows have their largest
-    logit at the target. NaN logits give a NaN loss.
+    Row b wants q = (1 - label_smoothing) p + label_smoothing / V, p the target's distribution; the loss is
+    the mean over the rows of -sum_j class_weights_j q_j log softmax(logits)_j. For labels and class weights
+    the mean is weighted by the weights of the labels, as in PyTorch.
+
+    Parameters: logits (B, V) float32; targets: labels (B,) int64 in 0..V-1, or soft targets (B, V) float32
+    (mixup); label_smoothing in [0, 1); need_gradient: False gives None for dlogits; class_weights (V,)
+    float32 or None; dlogits_out (B, V) or None, may be logits itself.
+    Returns the loss (a float, summed in float64; the same for every thread count), its gradient (B, V), and
+    how many rows have their largest logit where the target is largest. A NaN logit gives a NaN loss.
     Raises TypeError or ValueError naming the argument that does not fit.
 
     >>> import numpy as np
@@ -17,4 +23,4 @@ def cross_entropy(logits, targets, label_smoothing=0.0, need_gradient=True):
     >>> round(loss, 4), dlogits.tolist(), n_correct
     (0.6931, [[-0.5, 0.5]], 1)
     """
-    return _core.cross_entropy(logits, targets, label_smoothing, need_gradient)
+    return _core.cross_entropy(logits, targets, label_smoothing, need_gradient, class_weights, dlogits_out)

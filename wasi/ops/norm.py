@@ -1,14 +1,15 @@
 """Layer normalisation over the last axis, alone or after a residual sum.
 
-Shapes: x (..., C), weight (C,), bias (C,), mean and rstd x.shape[:-1]; float32, C-contiguous. Parameter gradients
-are added to the arrays given for them; activation gradients are returned. `out` may be an input of its shape.
+Shapes: x (..., C), weight (C,), bias (C,), mean and rstd x.shape[:-1]; float32, C-contiguous. Parameter
+gradients are added to the arrays given for them; activation gradients are returned. `out` may be an input of
+the result's shape.
 """
 
 from wasi import _core
 
 
 def layer_norm(x, weight, bias, eps, out=None):
-    """Layer normalisation, y = (x - mean) rstd weight + bias with rstd = 1 / sqrt(var + eps) over the last axis.
+    """Layer normalisation over the last axis: y = (x - mean) rstd weight + bias, rstd = 1 / sqrt(var + eps).
 
     Parameters: x (..., C), weight (C,), bias (C,), eps >= 0, out (..., C) or None.
     Returns (y, mean, rstd); mean and rstd are what the backward pass needs beside x.
@@ -23,7 +24,7 @@ def layer_norm(x, weight, bias, eps, out=None):
 
 
 def add_layer_norm(x, r, weight, bias, eps, out_sum=None, out=None):
-    """s = x + r and y = LN(s) in one pass over memory: returns (s, y, mean, rstd) with the mean and rstd of s.
+    """s = x + r and y = LN(s) in one pass over memory: returns (s, y, mean, rstd), the last two those of s.
 
     `out_sum` may be x or r; `out` may be either too, but not `out_sum`.
     """
@@ -38,7 +39,8 @@ def layer_norm_apply(x, mean, rstd, weight, bias, out=None):
 def layer_norm_backward(dy, x, mean, rstd, weight, dweight=None, dbias=None, out=None, add_to=None):
     """Gradients of `layer_norm`: returns dx, plus `add_to` where that is given.
 
-    `add_to` (..., C) is the gradient that reaches x along the residual path; `out` may be it, dy or x. Adds the sums
-    over the rows of dy xhat to dweight and of dy to dbias, each where given; their bits depend on the thread count.
+    `add_to` (..., C) is the gradient that reaches x along the residual path; `out` may be it, dy or x. Adds
+    the sums over the rows of dy xhat to dweight and of dy to dbias, each where given; their bits depend on
+    the thread count.
     """
     return _core.layer_norm_backward(dy, x, mean, rstd, weight, dweight, dbias, out, add_to)

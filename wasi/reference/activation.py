@@ -6,10 +6,12 @@ import numpy as np
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
-# Magnitudes m of the levels 1/2 + m and 1/2 - m that minimise E[(d(h) - level)^2], h standard normal, d GELU's derivative.
+# Magnitudes m of the levels 1/2 + m and 1/2 - m that minimise E[(d(h) - level)^2], h standard normal,
+# d the derivative of GELU.
 FEW_BIT_MAGNITUDES = {
     2: np.array([0.187324903, 0.546385928]),
-    4: np.array([0.044239999, 0.132537493, 0.220267163, 0.306974997, 0.392059595, 0.474606688, 0.549721626, 0.613156337]),
+    4: np.array([0.044239999, 0.132537493, 0.220267163, 0.306974997,
+                 0.392059595, 0.474606688, 0.549721626, 0.613156337]),
 }
 
 
