@@ -25,8 +25,9 @@ def build_parser():
     add("--weights", help="safetensors file with timm or torchvision names to start from (default: random)")
     add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch8_64)")
     add("--method", default="dense,wsi", help=f"one or more of {', '.join(METHODS)}, separated by commas")
-    add("--variance", type=float, default=0.9, help="share of the squared singular values that wsi keeps")
-    add("--rank", type=int, help="one rank for every factored layer instead of --variance")
+    add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
+    add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
+                                 "since random weights have no spectrum to choose by)")
     add("--whiten", type=int, default=0, metavar="N", help="choose the factors on N calibration batches; 0: plain SVD")
     add("--targets", default="mlp", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
     add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 20)")
@@ -104,10 +105,13 @@ def train_one(args, method, out):
                               seed=args.seed)
     size = model.config.img_size
     train_loader = Loader(train_set, args.batch_size, Transform(size, train=True), shuffle=True, seed=args.seed, drop_last=True)
-    val_loader = Loader(val_set, args.batch_size, Transform(size, train=False))
+    val_loader = Loader(val_set, min(args.batch_size, len(val_set)), Transform(size, train=False))
     if method == "wsi":
         calibration = [images for images, _ in itertools.islice(iter(train_loader), args.whiten)]
-        wasi.factorize(model, args.variance, rank=args.rank, whiten=calibration or None,
+        rank = args.rank
+        if rank is None and args.variance is None and not args.weights:
+            rank = model.config.embed_dim // 4
+        wasi.factorize(model, args.variance or 0.9, rank=rank, whiten=calibration or None,
                        target_modules=tuple(args.targets.split(",")))
     optimizer = args.optimizer or ("sgd" if args.weights else "adamw")
     config = TrainConfig(

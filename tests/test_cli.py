@@ -1,0 +1,71 @@
+"""The command as a user types it, on small data of its own making."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wasi.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images in each of two classes."""
+    rng = np.random.default_rng(0)
+    for label, level in (("dark", 60), ("light", 190)):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(12):
+            pixels = np.clip(level + rng.integers(-40, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{i}.png")
+    return tmp_path / "images"
+
+
+OPTIONS = ["--model", "vit_micro_patch8_64", "--img-size", "16", "--epochs", "2", "--batch-size", "8", "--rank", "16", "--quiet"]
+
+
+def test_two_methods_write_a_table_and_curves(folder, tmp_path, capfd):
+    assert main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), *OPTIONS]) == 0
+    table = capfd.readouterr().out
+    assert "| dense |" in table and "| wsi |" in table and "blocks.3.mlp.fc2" in table
+    assert (tmp_path / "run" / "summary.md").read_text() in table
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+    results = {m: json.loads((tmp_path / "run" / m / "result.json").read_text()) for m in ("dense", "wsi")}
+    assert results["wsi"]["parameters"] < results["dense"]["parameters"]
+    assert all(r["peak_rss_above_start_bytes"] > 0 for r in results.values())
+
+
+def test_one_method_runs_in_this_process(folder, tmp_path, capfd):
+    assert main(["train", "--data", str(folder), "--method", "wsi", "--whiten", "1", "--targets", "attn,fc1",
+                 "--out", str(tmp_path / "run"), *OPTIONS]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["targets"] == "attn,fc1"
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--method", "magic"], "--method: expected names out of dense, wsi, got magic"),
+    (["--method", "dense", "--data", "nowhere"], "nowhere"),
+    (["--method", "wsi", "--targets", "mpl"], "target_modules: ['mpl'] match none"),
+    (["--method", "dense", "--batch-size", "1000"], "1000"),
+    (["--method", "dense", "--weights", "no.safetensors"], "weights: expected a safetensors file"),
+    (["--method", "dense", "--img-size", "20"], "img_size: expected a multiple of the patch size 8, got 20"),
+    (["--method", "dense", "--model", "vit_giant"], "name: expected one of"),
+])
+def test_errors_are_one_line_and_status_2(folder, tmp_path, capfd, options, message):
+    assert main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), *OPTIONS, *options]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("wasi train: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_an_unwritable_run_folder_is_refused_before_anything_is_trained(folder, tmp_path, capfd):
+    (tmp_path / "taken").write_text("")
+    assert main(["train", "--data", str(folder), "--method", "dense", "--out", str(tmp_path / "taken"), *OPTIONS]) == 2
+    assert "out: expected a folder that can be written to" in capfd.readouterr().err
+
+
+def test_python_dash_m_shows_help():
+    done = subprocess.run([sys.executable, "-m", "wasi", "train", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--variance" in done.stdout

@@ -1,0 +1,203 @@
+import json
+
+import numpy as np
+import pytest
+from tables import relative_error
+
+import wasi
+from wasi.layers import FactoredLinear
+from wasi.layers.published import WsiDenseLinear
+from wasi.training.loop import TrainConfig, train
+from wasi.training.memory import peak_rss_bytes, reset_peak_rss, rss_bytes
+from wasi.training.optimizer import Optimizer
+from wasi.training.runlog import RunFolder, read_steps
+from wasi.training.schedule import learning_rate
+from wasi.training.step import accumulate_gradient, evaluate
+
+SMALL = {"img_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+
+
+def small_model(seed=0):
+    return wasi.create_model("vit_micro_patch8_64", seed=seed, **SMALL)
+
+
+class Batches:
+    """Three classes that differ by brightness: learnt in a few steps."""
+
+    classes = ("dark", "grey", "light")
+
+    def __init__(self, n_batches=8, batch=12, seed=0):
+        rng = np.random.default_rng(seed)
+        self._batches = []
+        for _ in range(n_batches):
+            labels = rng.integers(0, 3, batch)
+            noise = rng.integers(-40, 40, (batch, 3, 16, 16))
+            self._batches.append(((labels[:, None, None, None] * 80 + 48 + noise).astype(np.uint8), labels))
+
+    def __len__(self):
+        return len(self._batches)
+
+    def __iter__(self):
+        return iter(self._batches)
+
+
+@pytest.mark.parametrize("kind, options", [("sgd", {}), ("sgd", {"momentum": 0.9, "weight_decay": 0.01}),
+                                           ("adamw", {"weight_decay": 0.05})])
+def test_dense_training_matches_pytorch(torch, kind, options):
+    """Twenty clipped steps of the same model, head included, follow torch.optim."""
+    from torch import nn
+
+    model = small_model()
+    theirs = nn.ParameterDict({n.replace(".", "/"): nn.Parameter(torch.from_numpy(p.data.copy()))
+                               for n, p in model.named_parameters()})
+    decayed = {n.replace(".", "/") for n, p in model.named_parameters() if p.decay}
+    decay = options.get("weight_decay", 0.0)
+    groups = [{"params": [p for n, p in theirs.items() if (n in decayed) == flag], "weight_decay": decay * flag}
+              for flag in (True, False)]
+    rival = (torch.optim.SGD(groups, lr=0.1, momentum=options.get("momentum", 0.0)) if kind == "sgd"
+             else torch.optim.AdamW(groups, lr=0.1))
+    optimizer = Optimizer(model, kind, clip_norm=0.5, **options)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        for name, p in model.named_parameters():
+            g = rng.standard_normal(p.data.shape).astype(np.float32)
+            p.grad[:] = g
+            theirs[name.replace(".", "/")].grad = torch.from_numpy(g.copy())
+        norm = torch.nn.utils.clip_grad_norm_(theirs.values(), 0.5)
+        rival.step()
+        assert optimizer.step(0.1) == pytest.approx(norm.item(), rel=1e-5)
+    for name, p in model.named_parameters():
+        assert not p.grad.any()
+        assert relative_error(p.data, theirs[name.replace(".", "/")].detach().numpy()) < 1e-5, name
+
+
+@pytest.mark.parametrize("kind, lr", [("sgd", 0.1), ("adamw", 0.003)])
+@pytest.mark.parametrize("factored", [False, True])
+def test_training_learns_and_logs(tmp_path, kind, lr, factored):
+    model = small_model()
+    if factored:
+        wasi.factorize(model, rank=8, target_modules=("all",), verbose=False)
+    result = train(model, Batches(), Batches(2, seed=1), TrainConfig(epochs=6, lr=lr, optimizer=kind),
+                   RunFolder(tmp_path / "run"), progress=False)
+    assert result.val_accuracy > 0.9
+    assert result.epochs[0]["train_loss"] > result.epochs[-1]["train_loss"]
+    assert result.parameters == sum(p.data.size for _, p in model.named_parameters())
+    steps = read_steps(tmp_path / "run" / "steps.csv")
+    assert len(steps["loss"]) == 48 and np.isfinite(steps["grad_norm"]).all()
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["val_accuracy"] == result.val_accuracy and record["environment"]["threads"] == wasi.get_num_threads()
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    again, extra = wasi.load_model(tmp_path / "run" / "model.safetensors")
+    assert extra["classes"] == list(Batches.classes)
+    assert evaluate(again, Batches(2, seed=1)).accuracy == result.val_accuracy
+
+
+def test_factored_layers_stay_orthonormal_and_of_their_rank():
+    model = wasi.factorize(small_model(), rank=8, target_modules=("all",), verbose=False)
+    train(model, Batches(), Batches(1), TrainConfig(epochs=3, lr=0.1), progress=False)
+    layers = [m for _, m in model.named_modules() if isinstance(m, FactoredLinear)]
+    assert len(layers) == 8
+    for layer in layers:
+        assert layer.rank == 8
+        assert np.abs(layer.L.data.T @ layer.L.data - np.eye(8)).max() < 1e-5
+
+
+def test_full_rank_wsi_is_dense_sgd():
+    """At K = min(O, I) the factors carry the whole weight, and the tangent space is everything."""
+    dense, factored = small_model(), small_model()
+    wasi.factorize(factored, variance=1.0, target_modules=("all",), verbose=False)
+    for model in (dense, factored):
+        optimizer = Optimizer(model, "sgd", clip_norm=1.0)
+        for images, labels in Batches(4):
+            accumulate_gradient(model, images, labels)
+            optimizer.step(0.05)
+    for name, module in factored.named_modules():
+        if isinstance(module, FactoredLinear):
+            assert relative_error(module.merged_weight(), dense.get_module(name).weight.data) < 1e-4, name
+
+
+def test_published_wsi_follows_the_factored_one_at_full_rank():
+    published, dense = small_model(), small_model()
+    for name in wasi.models.find_targets(published, ("mlp",)):
+        layer = published.get_module(name)
+        published.set_module(name, WsiDenseLinear(layer.weight.data, layer.bias.data, rank=32))
+    for model in (published, dense):
+        optimizer = Optimizer(model, "sgd")
+        for images, labels in Batches(4):
+            accumulate_gradient(model, images, labels)
+            optimizer.step(0.05)
+    for (name, p), (_, q) in zip(published.named_parameters(), dense.named_parameters()):
+        assert relative_error(p.data, q.data) < 1e-4, name
+
+
+def test_the_same_seed_gives_the_same_bits():
+    losses = []
+    for _ in range(2):
+        model = wasi.factorize(small_model(), rank=8, verbose=False)
+        losses.append(train(model, Batches(), Batches(1), TrainConfig(epochs=2), progress=False).epochs)
+    assert all(a["train_loss"] == b["train_loss"] and a["val_loss"] == b["val_loss"] for a, b in zip(*losses))
+
+
+def test_after_the_first_step_no_new_memory_is_touched():
+    model = wasi.factorize(small_model(), rank=8, verbose=False)
+    optimizer, arena, extents = Optimizer(model, "adamw", clip_norm=1.0), wasi.Arena(), []
+    for images, labels in Batches(5):
+        with arena:
+            accumulate_gradient(model, images, labels)
+            optimizer.step(0.01)
+        extents.append(arena.stats()["extent_bytes"])
+        assert arena.stats()["n_blocks"] == 0
+    assert len(set(extents)) == 1
+
+
+def test_whitened_start_loses_less_on_the_layers_outputs(rng):
+    """At equal rank the whitened factors reproduce the model's logits better on inputs with a decaying spectrum."""
+    images = np.concatenate([b for b, _ in Batches(4, 32)])
+    errors = {}
+    for name, whiten in (("plain", None), ("whitened", [images])):
+        model = small_model(3)
+        for _, p in model.named_parameters():
+            p.data += 0.2 * np.random.default_rng(5).standard_normal(p.data.shape).astype(np.float32)
+        want = model.forward(images)
+        wasi.factorize(model, rank=4, whiten=whiten, target_modules=("all",), verbose=False)
+        errors[name] = relative_error(model.forward(images), want)
+    assert errors["whitened"] < 0.8 * errors["plain"]
+
+
+def test_divergence_is_an_error_that_names_the_step():
+    with pytest.raises(FloatingPointError, match=r"step \d+, lr 1e\+0?[0-9]+: the (loss|gradient) is not finite"):
+        train(small_model(), Batches(), Batches(1), TrainConfig(lr=1e30, clip_norm=None, schedule="constant"), progress=False)
+
+
+def test_bad_options_are_refused_by_name():
+    with pytest.raises(ValueError, match="optimizer: expected one of sgd, adamw, got 'adam'"):
+        Optimizer(small_model(), "adam")
+    with pytest.raises(ValueError, match="clip_norm: expected a positive norm or None, got 0"):
+        Optimizer(small_model(), clip_norm=0)
+    with pytest.raises(ValueError, match="schedule: expected one of constant, cosine, linear, got 'step'"):
+        learning_rate(0, 0.1, 10, "step")
+
+
+def test_run_folder_refuses_a_second_run_and_an_unwritable_place(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_json("config.json", {})
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        RunFolder(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="out: expected a folder that can be written to"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_schedules():
+    assert [learning_rate(t, 1.0, 4, "linear") for t in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert [learning_rate(t, 1.0, 6, "constant", 2) for t in range(3)] == [0.5, 1.0, 1.0]
+    assert learning_rate(3, 1.0, 4, "cosine") == pytest.approx(0.1464466)
+
+
+def test_measured_memory_sees_an_allocation():
+    if not reset_peak_rss():
+        pytest.skip("the system does not let a process reset its peak")
+    before = rss_bytes()
+    block = np.ones(32 * 2**20, np.uint8)
+    assert 30 * 2**20 < peak_rss_bytes() - before < 40 * 2**20
+    del block
