@@ -4,6 +4,7 @@ from gradcheck import directional_check
 from tables import relative_error
 
 import wasi
+from wasi.layers import ActivationPolicy
 from wasi.models import load_model, load_weights, save_model
 from wasi.reference.vit import vit_logits, vit_loss
 from wasi.training.step import accumulate_gradient, evaluate
@@ -56,6 +57,24 @@ def test_micro_batches_give_the_same_gradient(rng):
     accumulate_gradient(model, images, labels, micro_batch=3)
     for name, p in model.named_parameters():
         assert relative_error(p.grad, whole[name]) < 2e-5, name
+
+
+def test_recomputed_blocks_give_the_same_gradient_from_less(rng):
+    images, labels = small_batch(rng, 7)
+    gradients, peaks = [], []
+    for recompute in (False, True):
+        model = small_model(np.random.default_rng(1), True)
+        model.set_policy(ActivationPolicy(recompute=recompute))
+        for _, p in model.named_parameters():
+            p.grad_buffer()
+        arena = wasi.Arena()
+        with arena:
+            accumulate_gradient(model, images, labels)
+        gradients.append([p.grad for _, p in model.named_parameters()])
+        peaks.append(arena.stats()["peak_bytes"])
+    for a, b in zip(*gradients):
+        assert np.array_equal(a, b) or relative_error(a, b) < 1e-6
+    assert peaks[1] < 0.8 * peaks[0]
 
 
 def test_same_bits_for_the_same_thread_count(rng, n_threads):

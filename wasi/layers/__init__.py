@@ -3,6 +3,6 @@
 from wasi.layers.linear import FactoredLinear, Linear
 from wasi.layers.module import Module, Parameter
 from wasi.layers.norm import LayerNorm
-from wasi.layers.transformer import Attention, Block, Mlp
+from wasi.layers.transformer import ActivationPolicy, Attention, Block, Mlp
 
-__all__ = ["Attention", "Block", "FactoredLinear", "LayerNorm", "Linear", "Mlp", "Module", "Parameter"]
+__all__ = ["ActivationPolicy", "Attention", "Block", "FactoredLinear", "LayerNorm", "Linear", "Mlp", "Module", "Parameter"]

@@ -34,6 +34,10 @@ class Linear(Module):
             self._saved = (x if keep_input else None,)
         return ops.linear(x, self.weight.data, self.bias.data if self.bias else None)
 
+    def prepare(self):
+        """Readies backward as forward(train=True, keep_input=False) does, without computing anything."""
+        self._saved = (None,)
+
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the parameters' gradients. x: the input again if it was not kept."""
         (kept,) = self._take_saved()
@@ -42,19 +46,24 @@ class Linear(Module):
 
 
 class FactoredLinear(Module):
-    """Linear layer with a rank-K weight L R that is never multiplied out.
+    """Linear layer with a trained rank-K weight L R that is never multiplied out, over a frozen residual if there is one.
 
-    L: (O, K) with orthonormal columns, R: (K, I), bias: (O,) or None; float32. Trained by the WSI step
-    (`wasi.linalg.wsi_step`), which keeps L orthonormal.
+    W = L R + Q. L: (O, K) with orthonormal columns, R: (K, I), bias: (O,) or None; float32. Trained by the WSI step
+    (`wasi.linalg.wsi_step`), which keeps L orthonormal. residual: Q as an `ops.QuantizedMatrix` (O, I), or None.
+    exact: multiply by Q with float32 activations instead of rounding those to 8 bits (slower; for gradient checks).
     """
 
-    def __init__(self, L, R, bias=None):
+    def __init__(self, L, R, bias=None, residual=None):
         L, R = np.asarray(L), np.asarray(R)
         if L.ndim != 2 or R.ndim != 2 or L.shape[1] != R.shape[0]:
             raise ValueError(f"L, R: expected shapes (O, K) and (K, I), got {L.shape} and {R.shape}")
+        if residual is not None and residual.shape != (L.shape[0], R.shape[1]):
+            raise ValueError(f"residual: expected shape {(L.shape[0], R.shape[1])}, got {residual.shape}")
         self.L = Parameter(L)
         self.R = Parameter(R)
         self.bias = None if bias is None else Parameter(bias, decay=False)
+        self.residual = residual
+        self.exact = False
 
     @property
     def out_features(self):
@@ -71,18 +80,28 @@ class FactoredLinear(Module):
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O); keeps z = x R' (..., K) as well."""
         y, z = ops.factored_linear(x, self.L.data, self.R.data, self.bias.data if self.bias else None)
+        if self.residual is not None:
+            ops.quant_linear(x, self.residual, out=y, add=True, exact=self.exact)
         if train:
             self._saved = (x if keep_input else None, z)
         return y
 
+    def prepare(self):
+        """Readies backward as forward(train=True, keep_input=False) does, without computing anything."""
+        self._saved = (None, None)
+
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the gradients of L, R and bias. x: the input again if it was not kept."""
         kept, z = self._take_saved()
-        dx, _ = ops.factored_linear_backward(dy, x if kept is None else kept, z, self.L.data, self.R.data,
-                                             self.L.grad_buffer(), self.R.grad_buffer(),
+        x = x if kept is None else kept
+        z = ops.linear(x, self.R.data) if z is None else z
+        dx, _ = ops.factored_linear_backward(dy, x, z, self.L.data, self.R.data, self.L.grad_buffer(), self.R.grad_buffer(),
                                              self.bias.grad_buffer() if self.bias else None, need_dx)
+        if need_dx and self.residual is not None:
+            ops.quant_linear_backward(dy, self.residual, out=dx, add=True, exact=self.exact)
         return dx
 
     def merged_weight(self):
-        """The dense weight L R (O, I)."""
-        return self.L.data @ self.R.data
+        """The dense weight L R + Q (O, I)."""
+        W = self.L.data @ self.R.data
+        return W if self.residual is None else W + ops.dequantize_residual(self.residual)

@@ -1,11 +1,21 @@
 """The parts of a pre-norm transformer block, smallest first: attention, MLP, block.
 
-B batch, N tokens, C channels, H heads. A block keeps, in units of one B x N x C array: its input 1, qkv 3, attention's output 1,
-the second norm's input 1, the MLP's pre-activation 4. The inputs of qkv, fc1 and fc2 are recomputed from these.
+B batch, N tokens, C channels, H heads. In units of one B x N x C array a block keeps, by default: its input 1, qkv 3, attention's
+output 1, the second norm's input 1, the MLP's pre-activation 4 (for an MLP of four times the width). The inputs of qkv, fc1 and fc2
+are recomputed from these. `ActivationPolicy` names what else can be traded.
 """
+
+from dataclasses import dataclass
 
 from wasi import ops
 from wasi.layers.module import Module
+
+
+@dataclass(frozen=True)
+class ActivationPolicy:
+    """What a block keeps for backward. The default keeps gradients exact."""
+
+    recompute: bool = False  # keep a block's input alone and run its forward again in backward: exact, one forward more
 
 
 class Attention(Module):
@@ -22,9 +32,11 @@ class Attention(Module):
     def forward(self, x, train=False):
         """x (B, N, C) -> (B, N, C). x itself is not kept: backward is given it again."""
         qkv = self.qkv.forward(x, train, keep_input=False)
+        del x
         o, lse = ops.attention(qkv, self.n_heads)
         if train:
             self._saved = (qkv, o, lse)
+        del qkv, lse
         return self.proj.forward(o, train, keep_input=False)
 
     def backward(self, dy, input_again):
@@ -32,7 +44,7 @@ class Attention(Module):
         qkv, o, lse = self._take_saved()
         do = self.proj.backward(dy, o)
         dqkv = ops.attention_backward(do, qkv, o, lse, self.n_heads)
-        del do, qkv, o
+        del do, qkv, o, lse
         return self.qkv.backward(dqkv, input_again())
 
 
@@ -43,12 +55,16 @@ class Mlp(Module):
         self.fc1 = fc1
         self.fc2 = fc2
 
-    def forward(self, x, train=False):
-        """x (B, N, C) -> (B, N, C). x itself is not kept: backward is given it again."""
+    def forward(self, x, train=False, need_output=True):
+        """x (B, N, C) -> (B, N, C), or None unless need_output. x itself is not kept: backward is given it again."""
         h = self.fc1.forward(x, train, keep_input=False)
+        del x
         if train:
             self._saved = (h,)
+        if not need_output:
+            return self.fc2.prepare()
         g = ops.gelu(h, out=None if train else h)
+        del h
         return self.fc2.forward(g, train, keep_input=False)
 
     def backward(self, dy, input_again):
@@ -56,28 +72,39 @@ class Mlp(Module):
         (h,) = self._take_saved()
         dg = self.fc2.backward(dy, ops.gelu(h))
         dh = ops.gelu_backward(dg, h, out=dg)
-        del h
+        del h, dg
         return self.fc1.backward(dh, input_again())
 
 
 class Block(Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x))."""
 
-    def __init__(self, norm1, attn, norm2, mlp):
+    def __init__(self, norm1, attn, norm2, mlp, policy=ActivationPolicy()):
         self.norm1 = norm1
         self.attn = attn
         self.norm2 = norm2
         self.mlp = mlp
+        self.policy = policy
 
     def forward(self, x, train=False):
         """x (B, N, C) -> (B, N, C)."""
+        if train and self.policy.recompute:
+            self._saved = (x,)
+            return self._run(x, train=False)
+        return self._run(x, train)
+
+    def _run(self, x, train, need_output=True):
         a = self.attn.forward(self.norm1.forward(x, train), train)
         x = ops.add(x, a, out=a)
-        f = self.mlp.forward(self.norm2.forward(x, train), train)
-        return ops.add(x, f, out=f)
+        del a
+        f = self.mlp.forward(self.norm2.forward(x, train), train, need_output)
+        return ops.add(x, f, out=f) if need_output else None
 
     def backward(self, dy):
         """dy (B, N, C) -> dx (B, N, C)."""
+        if self.policy.recompute:
+            self._run(*self._take_saved(), train=True, need_output=False)
         d = self.mlp.backward(dy, self.norm2.output_again)
         d = self.norm2.backward(d, add_to=dy)
+        del dy
         return self.norm1.backward(self.attn.backward(d, self.norm1.output_again), add_to=d)

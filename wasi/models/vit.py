@@ -113,6 +113,11 @@ class VisionTransformer(Module):
         self.norm = LayerNorm(C, config.norm_eps)
         self.head = linear(config.num_classes, C)
 
+    def set_policy(self, policy):
+        """Chooses what every block keeps between forward and backward (`ActivationPolicy`)."""
+        for block in self.blocks:
+            block.policy = policy
+
     def forward(self, images, train=False):
         """images (B, 3, S, S), uint8 or normalised float32 -> logits (B, num_classes)."""
         self._check_images(images)
