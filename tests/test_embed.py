@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from gradcheck import directional_check
 from tables import assert_close
 
 from wasi import ops
@@ -19,10 +20,31 @@ def test_patches_match_reference(rng, n_threads, B, C, S, p):
     assert np.array_equal(ops.fold_patches(patches, p, C), floats)
 
 
+def test_fold_is_the_gradient_of_extract(rng, n_threads):
+    images, dpatches = rng.standard_normal((3, 2, 12, 12)), rng.standard_normal((3, 9, 32))
+    dimages = ops.fold_patches(dpatches.astype(np.float32), 4, 2)
+    assert directional_check(lambda a: float((ref.extract_patches(a[0], 4) * dpatches).sum()), [images], [dimages],
+                             rng) < 1e-6
+
+
+def test_bytes_are_between_0_and_1_without_mean_and_std(rng):
+    images = rng.integers(0, 256, (1, 3, 8, 8)).astype(np.uint8)
+    assert_close(ops.extract_patches(images, 4), ref.extract_patches(images / 255, 4))
+
+
+def test_out_and_inputs_left_alone(rng):
+    images = rng.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    before, out = images.copy(), np.empty((2, 4, 48), np.float32)
+    assert ops.extract_patches(images, 4, out=out) is out
+    ops.fold_patches(out, 4)
+    assert np.array_equal(images, before) and np.array_equal(out, ref.extract_patches(images, 4))
+
+
 def test_patch_embedding_equals_a_convolution(rng, torch):
     images = rng.standard_normal((2, 3, 32, 32)).astype(np.float32)
     kernel = rng.standard_normal((10, 3, 8, 8)).astype(np.float32)
-    want = torch.nn.functional.conv2d(torch.from_numpy(images), torch.from_numpy(kernel), stride=8).flatten(2).transpose(1, 2)
+    want = torch.nn.functional.conv2d(torch.from_numpy(images), torch.from_numpy(kernel), stride=8)
+    want = want.flatten(2).transpose(1, 2)
     got = ops.linear(ops.extract_patches(images, 8), kernel.reshape(10, -1))
     assert_close(got, want.numpy())
 
@@ -30,7 +52,8 @@ def test_patch_embedding_equals_a_convolution(rng, torch):
 @pytest.mark.parametrize("n_cls", [0, 1])
 def test_tokens_match_reference(rng, n_threads, n_cls):
     B, P, C = 4, 9, 40
-    rows, pos = rng.standard_normal((B, P, C)).astype(np.float32), rng.standard_normal((1, P + n_cls, C)).astype(np.float32)
+    rows = rng.standard_normal((B, P, C)).astype(np.float32)
+    pos = rng.standard_normal((1, P + n_cls, C)).astype(np.float32)
     cls = rng.standard_normal((1, 1, C)).astype(np.float32) if n_cls else None
     assert_close(ops.assemble_tokens(rows, cls, pos), ref.assemble_tokens(rows, cls, pos))
     dtokens = rng.standard_normal((B, P + n_cls, C)).astype(np.float32)
@@ -45,12 +68,14 @@ def test_tokens_match_reference(rng, n_threads, n_cls):
 
 def test_bad_input_is_refused_by_name():
     images = np.zeros((1, 3, 30, 30), np.uint8)
-    with pytest.raises(ValueError, match="images: expected shape .* multiple of the patch size 16, got images of 30 x 30"):
+    with pytest.raises(ValueError, match="images: expected shape .* patch size 16, got images of 30 x 30"):
         ops.extract_patches(images, 16)
     with pytest.raises(TypeError, match="images: expected a float32 array, got float64 array"):
         ops.extract_patches(images.astype(float), 15)
     with pytest.raises(ValueError, match="mean: expected a sequence of 3 numbers"):
         ops.extract_patches(images, 15, (0.5,), (0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match=r"std: expected positive numbers, got \(0.5, 0, 0.5\)"):
+        ops.extract_patches(images, 15, (0.5, 0.5, 0.5), (0.5, 0, 0.5))
     rows, pos = np.zeros((2, 4, 8), np.float32), np.zeros((1, 4, 8), np.float32)
     with pytest.raises(ValueError, match=r"pos.shape\[1\]: expected 5 \(one position a token\), got 4"):
         ops.assemble_tokens(rows, np.zeros((1, 1, 8), np.float32), pos)

@@ -7,8 +7,8 @@ static int need_channels(PyObject *object, npy_intp C, const char *name, float *
 {
     PyObject *sequence = PySequence_Fast(object, "");
     if (sequence == NULL || PySequence_Fast_GET_SIZE(sequence) != C) {
-        PyErr_Format(PyExc_ValueError, "%s: expected a sequence of %zd numbers, one a channel, got %R", name, (Py_ssize_t)C,
-                     object);
+        PyErr_Format(PyExc_ValueError, "%s: expected a sequence of %zd numbers, one a channel, got %R", name,
+                     (Py_ssize_t)C, object);
         Py_XDECREF(sequence);
         return 0;
     }
@@ -24,12 +24,13 @@ static int need_patch(const wasi_array *images, long patch)
 {
     npy_intp C = images->dim[1], S = images->dim[2];
     if (images->dim[3] != S || patch < 1 || S % patch != 0 || S == 0) {
-        PyErr_Format(PyExc_ValueError, "images: expected shape (B, C, S, S) with S a multiple of the patch size %ld, got "
-                     "images of %zd x %zd", patch, (Py_ssize_t)S, (Py_ssize_t)images->dim[3]);
+        PyErr_Format(PyExc_ValueError, "images: expected shape (B, C, S, S) with S a multiple of the patch size %ld, "
+                     "got images of %zd x %zd", patch, (Py_ssize_t)S, (Py_ssize_t)images->dim[3]);
         return 0;
     }
     if (C < 1 || C > MAX_CHANNELS) {
-        PyErr_Format(PyExc_ValueError, "images.shape[1]: expected 1 to %d channels, got %zd", MAX_CHANNELS, (Py_ssize_t)C);
+        PyErr_Format(PyExc_ValueError, "images.shape[1]: expected 1 to %d channels, got %zd", MAX_CHANNELS,
+                     (Py_ssize_t)C);
         return 0;
     }
     return 1;
@@ -41,9 +42,9 @@ static PyObject *extract_patches(PyObject *self, PyObject *args, PyObject *kwarg
     PyObject *images_obj, *mean_obj = Py_None, *std_obj = Py_None, *out_obj = Py_None;
     long p;
     wasi_array images;
-    float mean[MAX_CHANNELS] = {0}, std[MAX_CHANNELS];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Ol|OOO:extract_patches", names, &images_obj, &p, &mean_obj, &std_obj,
-                                     &out_obj))
+    float mean[MAX_CHANNELS] = {0}, std[MAX_CHANNELS], scale[MAX_CHANNELS], shift[MAX_CHANNELS];
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Ol|OOO:extract_patches", names, &images_obj, &p, &mean_obj,
+                                     &std_obj, &out_obj))
         return NULL;
     int bytes = PyArray_Check(images_obj) && PyArray_TYPE((PyArrayObject *)images_obj) == NPY_UINT8;
     if (!wasi_need_array(images_obj, bytes ? NPY_UINT8 : NPY_FLOAT32, 4, "images", &images) || !need_patch(&images, p))
@@ -54,6 +55,12 @@ static PyObject *extract_patches(PyObject *self, PyObject *args, PyObject *kwarg
     if (bytes && ((mean_obj != Py_None && !need_channels(mean_obj, C, "mean", mean)) ||
                   (std_obj != Py_None && !need_channels(std_obj, C, "std", std))))
         return NULL;
+    for (npy_intp c = 0; c < C; c++) {
+        if (!(std[c] > 0))
+            return PyErr_Format(PyExc_ValueError, "std: expected positive numbers, got %R", std_obj);
+        scale[c] = (float)(1 / (255.0 * std[c]));
+        shift[c] = (float)(-(double)mean[c] / std[c]);
+    }
 
     npy_intp dims[3] = {B, S / p * (S / p), C * p * p};
     PyArrayObject *patches = wasi_out_array(out_obj, NPY_FLOAT32, 3, dims, "out");
@@ -62,7 +69,7 @@ static PyObject *extract_patches(PyObject *self, PyObject *args, PyObject *kwarg
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = bytes ? wasi_extract_patches_u8(WASI_DATA(patches), images.data, mean, std, B, C, S, p, n_threads)
+    status = bytes ? wasi_extract_patches_u8(WASI_DATA(patches), images.data, scale, shift, B, C, S, p, n_threads)
                    : wasi_extract_patches_f32(WASI_DATA(patches), images.data, B, C, S, p, n_threads);
     Py_END_ALLOW_THREADS
     if (status != WASI_OK) {
@@ -86,8 +93,9 @@ static PyObject *fold_patches(PyObject *self, PyObject *args, PyObject *kwargs)
     while (g * g < patches.dim[1])
         g++;
     if (p < 1 || C < 1 || g * g != patches.dim[1] || patches.dim[2] != C * p * p)
-        return PyErr_Format(PyExc_ValueError, "patches: expected shape (B, g * g, %ld * %ld * %ld), got (%zd, %zd, %zd)", C, p,
-                            p, (Py_ssize_t)patches.dim[0], (Py_ssize_t)patches.dim[1], (Py_ssize_t)patches.dim[2]);
+        return PyErr_Format(PyExc_ValueError, "patches: expected shape (B, g * g, %ld * %ld * %ld), got "
+                            "(%zd, %zd, %zd)", C, p, p, (Py_ssize_t)patches.dim[0], (Py_ssize_t)patches.dim[1],
+                            (Py_ssize_t)patches.dim[2]);
     npy_intp dims[4] = {patches.dim[0], C, g * p, g * p};
     PyArrayObject *images = wasi_new_f32(4, dims);
     if (images == NULL)
@@ -125,8 +133,8 @@ static PyObject *assemble_tokens(PyObject *self, PyObject *args, PyObject *kwarg
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wasi_assemble_tokens(WASI_DATA(tokens), rows.data, cls.data, pos.data, rows.dim[0], rows.dim[1], rows.dim[2],
-                                  cls.data != NULL, n_threads);
+    status = wasi_assemble_tokens(WASI_DATA(tokens), rows.data, cls.data, pos.data, rows.dim[0], rows.dim[1],
+                                  rows.dim[2], cls.data != NULL, n_threads);
     Py_END_ALLOW_THREADS
     if (status != WASI_OK) {
         Py_DECREF(tokens);
@@ -162,8 +170,8 @@ static PyObject *assemble_tokens_backward(PyObject *self, PyObject *args, PyObje
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wasi_assemble_tokens_backward(WASI_DATA(drows), dcls.data, dpos.data, dtokens.data, dims[0], dims[1], dims[2],
-                                           n_cls, n_threads);
+    status = wasi_assemble_tokens_backward(WASI_DATA(drows), dcls.data, dpos.data, dtokens.data, dims[0], dims[1],
+                                           dims[2], n_cls, n_threads);
     Py_END_ALLOW_THREADS
     if (status != WASI_OK) {
         Py_DECREF(drows);
@@ -173,7 +181,8 @@ static PyObject *assemble_tokens_backward(PyObject *self, PyObject *args, PyObje
 }
 
 PyMethodDef wasi_embed_methods[] = {
-    WASI_METHOD("extract_patches", extract_patches, "extract_patches(images, patch, mean=None, std=None, out=None) -> patches"),
+    WASI_METHOD("extract_patches", extract_patches,
+                "extract_patches(images, patch, mean=None, std=None, out=None) -> patches"),
     WASI_METHOD("fold_patches", fold_patches, "fold_patches(patches, patch, channels=3) -> images"),
     WASI_METHOD("assemble_tokens", assemble_tokens, "assemble_tokens(rows, cls, pos) -> tokens"),
     WASI_METHOD("assemble_tokens_backward", assemble_tokens_backward,

@@ -16,31 +16,35 @@ static int need_like(PyObject *object, const wasi_array *param, const char *name
 
 static PyObject *sgd_update(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"param", "grad", "buffer", "lr", "momentum", "weight_decay", "nesterov", "grad_scale", NULL};
+    static char *names[] = {"param", "grad", "buffer", "lr", "momentum", "weight_decay", "nesterov", "grad_scale",
+                            NULL};
     PyObject *param_obj, *grad_obj, *buffer_obj;
     double lr, momentum = 0, weight_decay = 0, grad_scale = 1;
     int nesterov = 0;
     wasi_array param, grad, buffer = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOd|ddpd:sgd_update", names, &param_obj, &grad_obj, &buffer_obj, &lr,
-                                     &momentum, &weight_decay, &nesterov, &grad_scale))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOd|ddpd:sgd_update", names, &param_obj, &grad_obj, &buffer_obj,
+                                     &lr, &momentum, &weight_decay, &nesterov, &grad_scale))
         return NULL;
     if (!wasi_need_writable(param_obj, NPY_FLOAT32, -1, "param", &param) ||
         !need_like(grad_obj, &param, "grad", 0, &grad) ||
-        (buffer_obj != Py_None && !need_like(buffer_obj, &param, "buffer", 1, &buffer)))
+        (buffer_obj != Py_None && !need_like(buffer_obj, &param, "buffer", 1, &buffer)) ||
+        !wasi_need_disjoint(&param, "param", &grad, "grad") ||
+        !wasi_need_disjoint(&buffer, "buffer", &param, "param") ||
+        !wasi_need_disjoint(&buffer, "buffer", &grad, "grad"))
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wasi_sgd_update(param.data, buffer.data, grad.data, (float)lr, (float)momentum, (float)weight_decay, nesterov,
-                             (float)grad_scale, param.size, n_threads);
+    status = wasi_sgd_update(param.data, buffer.data, grad.data, (float)lr, (float)momentum, (float)weight_decay,
+                             nesterov, (float)grad_scale, param.size, n_threads);
     Py_END_ALLOW_THREADS
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "sgd_update");
 }
 
 static PyObject *adamw_update(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"param", "grad", "m", "v", "lr", "beta1", "beta2", "eps", "weight_decay", "step", "grad_scale",
-                            NULL};
+    static char *names[] = {"param", "grad", "m", "v", "lr", "beta1", "beta2", "eps", "weight_decay", "step",
+                            "grad_scale", NULL};
     PyObject *param_obj, *grad_obj, *m_obj, *v_obj;
     double lr, beta1, beta2, eps, weight_decay, grad_scale = 1;
     long long step;
@@ -50,7 +54,10 @@ static PyObject *adamw_update(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     if (!wasi_need_writable(param_obj, NPY_FLOAT32, -1, "param", &param) ||
         !need_like(grad_obj, &param, "grad", 0, &grad) || !need_like(m_obj, &param, "m", 1, &m) ||
-        !need_like(v_obj, &param, "v", 1, &v))
+        !need_like(v_obj, &param, "v", 1, &v) || !wasi_need_disjoint(&param, "param", &grad, "grad") ||
+        !wasi_need_disjoint(&m, "m", &param, "param") || !wasi_need_disjoint(&m, "m", &grad, "grad") ||
+        !wasi_need_disjoint(&v, "v", &param, "param") || !wasi_need_disjoint(&v, "v", &grad, "grad") ||
+        !wasi_need_disjoint(&v, "v", &m, "m"))
         return NULL;
     if (step < 1)
         return PyErr_Format(PyExc_ValueError, "step: expected 1 or more, got %lld", step);
@@ -86,11 +93,49 @@ static PyObject *all_finite(PyObject *self, PyObject *argument)
     wasi_array x;
     if (!wasi_need_f32(argument, -1, "x", &x))
         return NULL;
-    int finite;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    finite = wasi_all_finite(x.data, x.size);
+    status = wasi_all_finite(x.data, x.size, n_threads);
     Py_END_ALLOW_THREADS
-    return PyBool_FromLong(finite);
+    return PyBool_FromLong(status == WASI_OK);
+}
+
+static PyObject *scale_(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"x", "a", NULL};
+    PyObject *x_obj;
+    double a;
+    wasi_array x;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Od:scale_", names, &x_obj, &a))
+        return NULL;
+    if (!wasi_need_writable(x_obj, NPY_FLOAT32, -1, "x", &x))
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_scale(x.data, (float)a, x.size, n_threads);
+    Py_END_ALLOW_THREADS
+    return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "scale_");
+}
+
+static PyObject *axpy_(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"y", "a", "x", NULL};
+    PyObject *y_obj, *x_obj;
+    double a;
+    wasi_array y, x;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OdO:axpy_", names, &y_obj, &a, &x_obj))
+        return NULL;
+    if (!wasi_need_writable(y_obj, NPY_FLOAT32, -1, "y", &y) || !wasi_need_f32(x_obj, -1, "x", &x) ||
+        !wasi_need_same_shape(&x, "x", &y, "y") || !wasi_need_in_place(y.object, "y", &x, "x"))
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_axpy(y.data, (float)a, x.data, y.size, n_threads);
+    Py_END_ALLOW_THREADS
+    return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "axpy_");
 }
 
 static PyObject *add(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -100,14 +145,14 @@ static PyObject *add(PyObject *self, PyObject *args, PyObject *kwargs)
     wasi_array x, y;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:add", names, &x_obj, &y_obj, &out_obj))
         return NULL;
-    if (!wasi_need_f32(x_obj, -1, "x", &x) || !wasi_need_f32(y_obj, x.ndim, "y", &y))
+    if (!wasi_need_f32(x_obj, -1, "x", &x) || !wasi_need_f32(y_obj, -1, "y", &y) ||
+        !wasi_need_same_shape(&y, "y", &x, "x"))
         return NULL;
-    for (int i = 0; i < x.ndim; i++)
-        if (!wasi_need_dim(&y, i, x.dim[i], "y", "x's shape"))
-            return NULL;
     PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out");
-    if (out == NULL)
+    if (out == NULL || !wasi_need_in_place(out, "out", &x, "x") || !wasi_need_in_place(out, "out", &y, "y")) {
+        Py_XDECREF(out);
         return NULL;
+    }
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
@@ -128,5 +173,7 @@ PyMethodDef wasi_optim_methods[] = {
     {"sum_of_squares", sum_of_squares, METH_O, "sum_of_squares(x) -> float"},
     {"all_finite", all_finite, METH_O, "all_finite(x) -> bool"},
     WASI_METHOD("add", add, "add(x, y, out=None) -> x + y"),
+    WASI_METHOD("scale_", scale_, "scale_(x, a)"),
+    WASI_METHOD("axpy_", axpy_, "axpy_(y, a, x)"),
     {NULL},
 };

@@ -4,6 +4,7 @@
 
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "kernels/linalg_simd.h"
 #include "kernels/optim_simd.h"
 
 enum { CHUNK = 16384 }; /* elements: the unit that threads are given, and that sums are taken over */
@@ -17,7 +18,8 @@ typedef struct {
 static wasi_status sgd_part(void *ctx, wasi_int begin, wasi_int end, int part)
 {
     const sgd_job *g = ctx;
-    WASI_PICK(wasi_sgd_span)(g->param + begin, g->buffer ? g->buffer + begin : NULL, g->grad + begin, g->o, end - begin);
+    WASI_PICK(wasi_sgd_span)(g->param + begin, g->buffer ? g->buffer + begin : NULL, g->grad + begin, g->o,
+                             end - begin);
     return WASI_OK;
 }
 
@@ -41,8 +43,9 @@ static wasi_status adamw_part(void *ctx, wasi_int begin, wasi_int end, int part)
     return WASI_OK;
 }
 
-wasi_status wasi_adamw_update(float *param, float *m, float *v, const float *grad, double lr, double beta1, double beta2,
-                              double eps, double weight_decay, int64_t step, float grad_scale, wasi_int n, int n_threads)
+wasi_status wasi_adamw_update(float *param, float *m, float *v, const float *grad, double lr, double beta1,
+                              double beta2, double eps, double weight_decay, int64_t step, float grad_scale,
+                              wasi_int n, int n_threads)
 {
     adamw_job g = {param, m, v, grad,
                    {(float)(1 - lr * weight_decay), (float)beta1, (float)(1 - beta1), (float)beta2, (float)(1 - beta2),
@@ -60,7 +63,7 @@ static wasi_status squares_part(void *ctx, wasi_int begin, wasi_int end, int par
 {
     const squares_job *g = ctx;
     for (wasi_int i = begin; i < end; i += CHUNK)
-        g->sums[i / CHUNK] = WASI_PICK(wasi_sum_of_squares_span)(g->x + i, WASI_MIN(CHUNK, end - i));
+        g->sums[i / CHUNK] = WASI_PICK(wasi_ssum_squares)(g->x + i, WASI_MIN(CHUNK, end - i));
     return WASI_OK;
 }
 
@@ -82,28 +85,58 @@ wasi_status wasi_sum_of_squares(double *sum, const float *x, wasi_int n, void *s
     return WASI_OK;
 }
 
+static wasi_status finite_part(void *ctx, wasi_int begin, wasi_int end, int part)
+{
+    const float *x = ctx;
+    return WASI_PICK(wasi_sall_finite)(x + begin, end - begin) ? WASI_OK : WASI_ERR_NONFINITE;
+}
+
+wasi_status wasi_all_finite(const float *x, wasi_int n, int n_threads)
+{
+    return wasi_parallel(n_threads, n, CHUNK, finite_part, (void *)(uintptr_t)x);
+}
+
 typedef struct {
     float *y;
     const float *x1, *x2;
-} add_job;
+    float a;
+} vector_job;
 
 static wasi_status add_part(void *ctx, wasi_int begin, wasi_int end, int part)
 {
-    const add_job *g = ctx;
+    const vector_job *g = ctx;
     WASI_PICK(wasi_add_span)(g->y + begin, g->x1 + begin, g->x2 + begin, end - begin);
     return WASI_OK;
 }
 
 wasi_status wasi_add(float *y, const float *x1, const float *x2, wasi_int n, int n_threads)
 {
-    add_job g = {y, x1, x2};
+    vector_job g = {.y = y, .x1 = x1, .x2 = x2};
     return wasi_parallel(n_threads, n, CHUNK, add_part, &g);
 }
 
-bool wasi_all_finite(const float *x, wasi_int n)
+static wasi_status scale_part(void *ctx, wasi_int begin, wasi_int end, int part)
 {
-    for (wasi_int i = 0; i < n; i += CHUNK)
-        if (isnan(WASI_PICK(wasi_zero_times_span)(x + i, WASI_MIN(CHUNK, n - i))))
-            return false;
-    return true;
+    const vector_job *g = ctx;
+    WASI_PICK(wasi_scale_span)(g->y + begin, g->a, end - begin);
+    return WASI_OK;
+}
+
+wasi_status wasi_scale(float *x, float a, wasi_int n, int n_threads)
+{
+    vector_job g = {.y = x, .a = a};
+    return wasi_parallel(n_threads, n, CHUNK, scale_part, &g);
+}
+
+static wasi_status axpy_part(void *ctx, wasi_int begin, wasi_int end, int part)
+{
+    const vector_job *g = ctx;
+    WASI_PICK(wasi_axpy_span)(g->y + begin, g->a, g->x1 + begin, end - begin);
+    return WASI_OK;
+}
+
+wasi_status wasi_axpy(float *y, float a, const float *x, wasi_int n, int n_threads)
+{
+    vector_job g = {.y = y, .x1 = x, .a = a};
+    return wasi_parallel(n_threads, n, CHUNK, axpy_part, &g);
 }

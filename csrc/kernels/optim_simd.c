@@ -26,26 +26,22 @@ void WASI_SIMD(wasi_adamw_span)(float *param, float *m, float *v, const float *g
     }
 }
 
-double WASI_SIMD(wasi_sum_of_squares_span)(const float *x, wasi_int n)
-{
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (wasi_int i = 0; i < n; i++)
-        sum += (double)x[i] * (double)x[i];
-    return sum;
-}
-
 void WASI_SIMD(wasi_add_span)(float *y, const float *x1, const float *x2, wasi_int n)
 {
+#pragma omp simd
     for (wasi_int i = 0; i < n; i++)
         y[i] = x1[i] + x2[i];
 }
 
-float WASI_SIMD(wasi_zero_times_span)(const float *x, wasi_int n)
+void WASI_SIMD(wasi_scale_span)(float *x, float a, wasi_int n)
 {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
     for (wasi_int i = 0; i < n; i++)
-        sum += 0 * x[i];
-    return sum;
+        x[i] *= a;
+}
+
+void WASI_SIMD(wasi_axpy_span)(float *y, float a, const float *x, wasi_int n)
+{
+#pragma omp simd
+    for (wasi_int i = 0; i < n; i++)
+        y[i] += a * x[i];
 }

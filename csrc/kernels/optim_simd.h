@@ -22,12 +22,12 @@ typedef struct {
 } wasi_adamw_options;
 
 /* buffer may be NULL */
-WASI_SIMD_DECLARE(void, wasi_sgd_span, (float *param, float *buffer, const float *grad, wasi_sgd_options o, wasi_int n));
+WASI_SIMD_DECLARE(void, wasi_sgd_span,
+                  (float *param, float *buffer, const float *grad, wasi_sgd_options o, wasi_int n));
 WASI_SIMD_DECLARE(void, wasi_adamw_span,
                   (float *param, float *m, float *v, const float *grad, wasi_adamw_options o, wasi_int n));
-WASI_SIMD_DECLARE(double, wasi_sum_of_squares_span, (const float *x, wasi_int n));
 WASI_SIMD_DECLARE(void, wasi_add_span, (float *y, const float *x1, const float *x2, wasi_int n));
-/* 0 if all of x is finite, else NaN */
-WASI_SIMD_DECLARE(float, wasi_zero_times_span, (const float *x, wasi_int n));
+WASI_SIMD_DECLARE(void, wasi_scale_span, (float *x, float a, wasi_int n));
+WASI_SIMD_DECLARE(void, wasi_axpy_span, (float *y, float a, const float *x, wasi_int n));
 
 #endif

@@ -4,69 +4,69 @@
 
 #include "common/parallel.h"
 
+/* One of three copies between images and patches; what a copy does not use is NULL. */
 typedef struct {
     float *patches;
-    float *images; /* written by fold, else only read */
-    const uint8_t *bytes;
-    const float *mean, *std;
+    float *folded;         /* patches -> images */
+    const float *images;   /* images -> patches */
+    const uint8_t *bytes;  /* bytes, scaled and shifted -> patches */
+    const float *scale, *shift;
     wasi_int C, S, p;
 } patch_job;
 
-/* Walks the patches of images begin..end: `at` is the first pixel of a run of p in the image, `to` its place in the row. */
-#define FOR_EACH_RUN(j, begin, end, to, at)                                                                            \
-    for (wasi_int g_ = (j)->S / (j)->p, n_ = (begin) * g_ * g_, to = n_ * (j)->C * (j)->p * (j)->p; n_ < (end) * g_ * g_; n_++) \
-        for (wasi_int c = 0; c < (j)->C; c++)                                                                          \
-            for (wasi_int r_ = 0, at = ((n_ / (g_ * g_) * (j)->C + c) * (j)->S + n_ / g_ % g_ * (j)->p) * (j)->S +        \
-                                       n_ % g_ * (j)->p;                                                               \
-                 r_ < (j)->p; r_++, at += (j)->S, to += (j)->p)
-
-static wasi_status extract_bytes(void *ctx, wasi_int begin, wasi_int end, int part)
+static void to_floats(float *out, const uint8_t *bytes, float scale, float shift, wasi_int n)
 {
-    const patch_job *j = ctx;
-    FOR_EACH_RUN(j, begin, end, to, at)
-    {
-        const float scale = 1 / (255 * j->std[c]), shift = j->mean[c] / j->std[c];
-        for (wasi_int i = 0; i < j->p; i++)
-            j->patches[to + i] = (float)j->bytes[at + i] * scale - shift;
+    for (wasi_int i = 0; i < n; i++)
+        out[i] = (float)bytes[i] * scale + shift;
+}
+
+/* Bands of g patches side by side: B g of them. A line of S pixels in a band falls into g runs of p, one a patch. */
+static wasi_status copy_bands(void *ctx, wasi_int begin, wasi_int end, int part)
+{
+    const patch_job *job = ctx;
+    const wasi_int C = job->C, S = job->S, p = job->p, g = S / p, width = C * p * p;
+    const size_t run = (size_t)p * sizeof(float);
+    for (wasi_int band = begin; band < end; band++) {
+        for (wasi_int c = 0; c < C; c++) {
+            for (wasi_int line = 0; line < p; line++) {
+                wasi_int pixel = ((band / g * C + c) * S + band % g * p + line) * S;
+                float *patch = job->patches + band * g * width + (c * p + line) * p;
+                for (wasi_int i = 0; i < g; i++, pixel += p, patch += width) {
+                    if (job->bytes)
+                        to_floats(patch, job->bytes + pixel, job->scale[c], job->shift[c], p);
+                    else if (job->images)
+                        memcpy(patch, job->images + pixel, run);
+                    else
+                        memcpy(job->folded + pixel, patch, run);
+                }
+            }
+        }
     }
     return WASI_OK;
 }
 
-static wasi_status extract_floats(void *ctx, wasi_int begin, wasi_int end, int part)
+static wasi_status copy_patches(patch_job job, wasi_int B, int n_threads)
 {
-    const patch_job *j = ctx;
-    FOR_EACH_RUN(j, begin, end, to, at)
-        memcpy(j->patches + to, j->images + at, (size_t)j->p * sizeof(float));
-    return WASI_OK;
+    return wasi_parallel(n_threads, B * (job.S / job.p), wasi_grain(job.C * job.S * job.p), copy_bands, &job);
 }
 
-static wasi_status fold(void *ctx, wasi_int begin, wasi_int end, int part)
+wasi_status wasi_extract_patches_u8(float *patches, const uint8_t *images, const float *scale, const float *shift,
+                                    wasi_int B, wasi_int C, wasi_int S, wasi_int p, int n_threads)
 {
-    const patch_job *j = ctx;
-    FOR_EACH_RUN(j, begin, end, to, at)
-        memcpy(j->images + at, j->patches + to, (size_t)j->p * sizeof(float));
-    return WASI_OK;
+    return copy_patches((patch_job){patches, NULL, NULL, images, scale, shift, C, S, p}, B, n_threads);
 }
 
-wasi_status wasi_extract_patches_u8(float *patches, const uint8_t *images, const float *mean, const float *std, wasi_int B,
-                                    wasi_int C, wasi_int S, wasi_int p, int n_threads)
+wasi_status wasi_extract_patches_f32(float *patches, const float *images, wasi_int B, wasi_int C, wasi_int S,
+                                     wasi_int p, int n_threads)
 {
-    patch_job j = {patches, NULL, images, mean, std, C, S, p};
-    return wasi_parallel(n_threads, B, 1, extract_bytes, &j);
-}
-
-wasi_status wasi_extract_patches_f32(float *patches, const float *images, wasi_int B, wasi_int C, wasi_int S, wasi_int p,
-                                     int n_threads)
-{
-    patch_job j = {patches, (float *)(uintptr_t)images, NULL, NULL, NULL, C, S, p};
-    return wasi_parallel(n_threads, B, 1, extract_floats, &j);
+    return copy_patches((patch_job){patches, NULL, images, NULL, NULL, NULL, C, S, p}, B, n_threads);
 }
 
 wasi_status wasi_fold_patches(float *images, const float *patches, wasi_int B, wasi_int C, wasi_int S, wasi_int p,
                               int n_threads)
 {
-    patch_job j = {(float *)(uintptr_t)patches, images, NULL, NULL, NULL, C, S, p};
-    return wasi_parallel(n_threads, B, 1, fold, &j);
+    float *read_only = (float *)(uintptr_t)patches;
+    return copy_patches((patch_job){read_only, images, NULL, NULL, NULL, NULL, C, S, p}, B, n_threads);
 }
 
 typedef struct {

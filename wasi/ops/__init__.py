@@ -14,7 +14,15 @@ from wasi.ops.embed import assemble_tokens, assemble_tokens_backward, extract_pa
 from wasi.ops.linear import factored_linear, factored_linear_backward, linear, linear_backward
 from wasi.ops.loss import cross_entropy
 from wasi.ops.norm import add_layer_norm, layer_norm, layer_norm_apply, layer_norm_backward
-from wasi.ops.optim import adamw_update, add, all_finite, sgd_update, sum_of_squares
+from wasi.ops.optim import (
+    adamw_update,
+    add,
+    all_finite,
+    axpy_,
+    scale_,
+    sgd_update,
+    sum_of_squares,
+)
 
 __all__ = [
     "adamw_update",
@@ -27,6 +35,7 @@ __all__ = [
     "attention_backward",
     "attention_gqa",
     "attention_gqa_backward",
+    "axpy_",
     "bias_gelu",
     "cross_entropy",
     "extract_patches",
@@ -42,6 +51,7 @@ __all__ = [
     "layer_norm_backward",
     "linear",
     "linear_backward",
+    "scale_",
     "sgd_update",
     "silu",
     "silu_backward",

@@ -1,4 +1,4 @@
-"""From images to tokens. B images of C channels and S x S pixels, patches of p x p, g = S / p patches a side."""
+"""From images to tokens: B images of C channels and S x S pixels, p x p patches, g = S / p patches a side."""
 
 from wasi import _core
 
@@ -18,10 +18,17 @@ def fold_patches(patches, patch, channels=3):
 
 
 def assemble_tokens(rows, cls, pos):
-    """Tokens (B, N, C): the class token `cls` (1, 1, C), or None, before the embedded patches `rows` (B, P, C), plus `pos` (1, N, C)."""
+    """Tokens (B, N, C): the class token, if any, before the embedded patches, plus positions.
+
+    Parameters: rows (B, P, C), cls (1, 1, C) or None, pos (1, N, C) with N = P, plus 1 for a class token.
+    """
     return _core.assemble_tokens(rows, cls, pos)
 
 
 def assemble_tokens_backward(dtokens, dcls=None, dpos=None, n_cls=1):
-    """Gradients of `assemble_tokens`: returns drows (B, P, C); adds sums over the batch to dcls and dpos, each where given."""
+    """Gradients of `assemble_tokens`: returns drows (B, P, C).
+
+    Adds the sums over the batch to dcls (1, 1, C) and dpos (1, N, C), each where given. n_cls: class tokens, 0
+    or 1.
+    """
     return _core.assemble_tokens_backward(dtokens, dcls, dpos, n_cls)

@@ -1,4 +1,4 @@
-"""Optimiser updates over arrays of any shape, taken as flat blocks of float32, and the reductions around them."""
+"""Optimiser updates and reductions over float32 arrays of any shape, taken as flat blocks."""
 
 from wasi import _core
 
@@ -12,12 +12,15 @@ def sgd_update(param, grad, buffer, lr, momentum=0.0, weight_decay=0.0, nesterov
 
 
 def adamw_update(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale=1.0):
-    """One AdamW step on `param`, in place, as PyTorch's AdamW does it; m, v: moments (zeros at first); step counts from 1."""
+    """One AdamW step on `param`, in place, as PyTorch's AdamW does it, on g = grad_scale grad.
+
+    m, v: the moments (zeros at first), changed in place; step counts from 1.
+    """
     _core.adamw_update(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
 
 
 def sum_of_squares(x):
-    """Sum of the squares of a float32 array as a float, accumulated in float64; the same for every thread count.
+    """Sum of the squares of a float32 array, in float64; the same for every thread count.
 
     >>> import numpy as np
     >>> sum_of_squares(np.float32([3, 4]))
@@ -34,3 +37,13 @@ def all_finite(x):
 def add(x, y, out=None):
     """x + y for float32 arrays of one shape; `out` may be x or y."""
     return _core.add(x, y, out)
+
+
+def scale_(x, a):
+    """x *= a, in place, for a float32 array x and a number a."""
+    _core.scale_(x, a)
+
+
+def axpy_(y, a, x):
+    """y += a x, in place, for float32 arrays of one shape and a number a; x may be y."""
+    _core.axpy_(y, a, x)
