@@ -28,7 +28,7 @@ def assemble_tokens(rows, cls, pos):
 def assemble_tokens_backward(dtokens, dcls=None, dpos=None, n_cls=1):
     """Gradients of `assemble_tokens`: returns drows (B, P, C).
 
-    Adds the sums over the batch to dcls (1, 1, C) and dpos (1, N, C), each where given. n_cls: class tokens, 0
-    or 1.
+    Adds the sums over the batch to dcls (1, 1, C) and dpos (1, N, C), each where given.
+    n_cls: class tokens, 0 or 1.
     """
     return _core.assemble_tokens_backward(dtokens, dcls, dpos, n_cls)
