@@ -2,27 +2,35 @@
 
 #include <math.h>
 
+/* New values pass through variables: to read an element back just after its store waits for the store where a vector
+ * crosses a cache line, and costs AdamW a factor of three. */
+
 void WASI_SIMD(wasi_sgd_span)(float *param, float *buffer, const float *grad, wasi_sgd_options o, wasi_int n)
 {
     if (buffer == NULL) {
+#pragma omp simd
         for (wasi_int i = 0; i < n; i++)
             param[i] -= o.lr * (o.grad_scale * grad[i] + o.weight_decay * param[i]);
         return;
     }
+#pragma omp simd
     for (wasi_int i = 0; i < n; i++) {
         float g = o.grad_scale * grad[i] + o.weight_decay * param[i];
-        buffer[i] = o.momentum * buffer[i] + g;
-        param[i] -= o.lr * (o.nesterov ? g + o.momentum * buffer[i] : buffer[i]);
+        float moved = o.momentum * buffer[i] + g;
+        buffer[i] = moved;
+        param[i] -= o.lr * (o.nesterov ? g + o.momentum * moved : moved);
     }
 }
 
 void WASI_SIMD(wasi_adamw_span)(float *param, float *m, float *v, const float *grad, wasi_adamw_options o, wasi_int n)
 {
+#pragma omp simd
     for (wasi_int i = 0; i < n; i++) {
         float g = o.grad_scale * grad[i];
-        m[i] = o.beta1 * m[i] + o.rest1 * g;
-        v[i] = o.beta2 * v[i] + o.rest2 * g * g;
-        param[i] = o.decay * param[i] - o.step_size * m[i] / (sqrtf(v[i]) * o.v_scale + o.eps);
+        float first = o.beta1 * m[i] + o.rest1 * g, second = o.beta2 * v[i] + o.rest2 * g * g;
+        m[i] = first;
+        v[i] = second;
+        param[i] = o.decay * param[i] - o.step_size * first / (sqrtf(second) * o.v_scale + o.eps);
     }
 }
 
