@@ -52,18 +52,16 @@ static inline uint32_t code2(float d)
     return (uint32_t)(m > 0.5f * (magnitude2[0] + magnitude2[1])) | (uint32_t)(d < 0.5f) << 1;
 }
 
+#define CUT(k) (0.5f * (magnitude4[k] + magnitude4[k + 1]))
+
+/* Bisection: each comparison gives a bit and chooses the next cut. */
 static inline uint32_t code4(float d)
 {
     float m = fabsf(d - 0.5f);
-    uint32_t k = 0;
-    k += m > 0.5f * (magnitude4[0] + magnitude4[1]);
-    k += m > 0.5f * (magnitude4[1] + magnitude4[2]);
-    k += m > 0.5f * (magnitude4[2] + magnitude4[3]);
-    k += m > 0.5f * (magnitude4[3] + magnitude4[4]);
-    k += m > 0.5f * (magnitude4[4] + magnitude4[5]);
-    k += m > 0.5f * (magnitude4[5] + magnitude4[6]);
-    k += m > 0.5f * (magnitude4[6] + magnitude4[7]);
-    return k | (uint32_t)(d < 0.5f) << 3;
+    uint32_t high = m > CUT(3), middle = m > (high ? CUT(5) : CUT(1));
+    float cut_below = middle ? CUT(2) : CUT(0), cut_above = middle ? CUT(6) : CUT(4);
+    uint32_t low = m > (high ? cut_above : cut_below);
+    return low | middle << 1 | high << 2 | (uint32_t)(d < 0.5f) << 3;
 }
 
 /* A choice by bits: a table look-up would be a gather, or a scalar loop. */
