@@ -55,12 +55,12 @@ WASI_GEMM(wasi_sgemm1, float, cblas_sgemm)
 WASI_GEMM(wasi_dgemm1, double, cblas_dgemm)
 
 #define WASI_SYRK(name, real, cblas)                                                                                   \
-    wasi_status name(bool trans, wasi_int n, wasi_int k, const real *A, wasi_int lda, real beta, real *C,              \
+    wasi_status name(bool trans, wasi_int n, wasi_int k, real alpha, const real *A, wasi_int lda, real beta, real *C,  \
                      wasi_int ldc)                                                                                     \
     {                                                                                                                  \
         if (too_big(n, k, lda) || ldc > INT_MAX)                                                                       \
             return WASI_ERR_OVERFLOW;                                                                                  \
-        BLAS(cblas)(CblasColMajor, CblasLower, trans ? CblasNoTrans : CblasTrans, (int)n, (int)k, 1, A, (int)lda,      \
+        BLAS(cblas)(CblasColMajor, CblasLower, trans ? CblasNoTrans : CblasTrans, (int)n, (int)k, alpha, A, (int)lda,  \
                     beta, C, (int)ldc);                                                                                \
         return WASI_OK;                                                                                                \
     }

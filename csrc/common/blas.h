@@ -26,11 +26,11 @@ wasi_status wasi_sgemm1(bool ta, bool tb, wasi_int m, wasi_int n, wasi_int k, fl
 wasi_status wasi_dgemm1(bool ta, bool tb, wasi_int m, wasi_int n, wasi_int k, double alpha, const double *A,
                         wasi_int lda, const double *B, wasi_int ldb, double beta, double *C, wasi_int ldc);
 
-/* C (n x n, upper) = A' A + beta C with A k x n if `trans`, else A A' + beta C with A n x k. */
-wasi_status wasi_ssyrk1(bool trans, wasi_int n, wasi_int k, const float *A, wasi_int lda, float beta, float *C,
-                        wasi_int ldc);
-wasi_status wasi_dsyrk1(bool trans, wasi_int n, wasi_int k, const double *A, wasi_int lda, double beta, double *C,
-                        wasi_int ldc);
+/* C (n x n, upper) = alpha A' A + beta C with A k x n if `trans`, else alpha A A' + beta C with A n x k. */
+wasi_status wasi_ssyrk1(bool trans, wasi_int n, wasi_int k, float alpha, const float *A, wasi_int lda, float beta,
+                        float *C, wasi_int ldc);
+wasi_status wasi_dsyrk1(bool trans, wasi_int n, wasi_int k, double alpha, const double *A, wasi_int lda, double beta,
+                        double *C, wasi_int ldc);
 
 /* B (m x n) = op(T) B if `left`, else B op(T); op is the transpose where `trans`. */
 wasi_status wasi_strmm1(bool left, bool trans, wasi_int m, wasi_int n, const float *T, wasi_int ldt, float *B,

@@ -13,7 +13,7 @@
 #define RANK_TOLERANCE 1e-14
 #endif
 
-/* Scratch of the passes, for each part of the loop: [G: k k][chunk: chunk_length(k) k] float64. */
+/* Scratch of the passes, for each part of the loop: [G: k k][chunk: chunk_length(m, k) k] float64. */
 typedef struct {
     const real *A;
     real *B;
@@ -24,9 +24,9 @@ typedef struct {
     wasi_int m, k;
 } T(pass);
 
-static size_t T(cut_pass)(T(pass) *pass, wasi_scratch s, wasi_int k, int n_threads)
+static size_t T(cut_pass)(T(pass) *pass, wasi_scratch s, wasi_int m, wasi_int k, int n_threads)
 {
-    pass->stride = (size_t)(k * k + chunk_length(k) * k + 8);
+    pass->stride = (size_t)(k * k + chunk_length(m, k) * k + 8);
     pass->base = wasi_take(&s, pass->stride * (size_t)n_threads * sizeof(double));
     return s.used;
 }
@@ -34,7 +34,7 @@ static size_t T(cut_pass)(T(pass) *pass, wasi_scratch s, wasi_int k, int n_threa
 size_t T(gram_work)(wasi_int m, wasi_int k, int n_threads)
 {
     T(pass) pass;
-    return T(cut_pass)(&pass, wasi_scratch_count(), k, n_threads);
+    return T(cut_pass)(&pass, wasi_scratch_count(), m, k, n_threads);
 }
 
 /* Positions begin..end of the long dimension, as float64: where they lie (float64) or widened into `chunk`. */
@@ -56,11 +56,11 @@ static wasi_status T(gram_part)(void *ctx, wasi_int begin, wasi_int end, int par
 {
     const T(pass) *p = ctx;
     double *G = p->base + (size_t)part * p->stride, *chunk = G + p->k * p->k;
-    wasi_int length = WASI_IS_F32 ? chunk_length(p->k) : end - begin, ld;
+    wasi_int length = WASI_IS_F32 ? chunk_length(p->m, p->k) : end - begin, ld;
     for (wasi_int at = begin; at < end; at += length) {
         wasi_int to = WASI_MIN(at + length, end);
         const double *A = T(as_double)(p, at, to, chunk, &ld);
-        WASI_TRY(wasi_dsyrk1(!p->wide, p->k, to - at, A, ld, 1, G, p->k));
+        WASI_TRY(wasi_dsyrk1(!p->wide, p->k, to - at, 1, A, ld, 1, G, p->k));
     }
     return WASI_OK;
 }
@@ -68,7 +68,7 @@ static wasi_status T(gram_part)(void *ctx, wasi_int begin, wasi_int end, int par
 wasi_status T(gram)(double *G, const real *A, bool wide, wasi_int m, wasi_int k, void *scratch, int n_threads)
 {
     T(pass) pass = {.A = A, .wide = wide, .m = m, .k = k};
-    T(cut_pass)(&pass, wasi_scratch_on(scratch), k, n_threads);
+    T(cut_pass)(&pass, wasi_scratch_on(scratch), m, k, n_threads);
     n_threads = threads_for(m, k, n_threads);
     for (int p = 0; p < n_threads; p++)
         memset(pass.base + (size_t)p * pass.stride, 0, (size_t)(k * k) * sizeof(double));
@@ -86,7 +86,7 @@ wasi_status T(gram)(double *G, const real *A, bool wide, wasi_int m, wasi_int k,
 static wasi_status T(divide_part)(void *ctx, wasi_int begin, wasi_int end, int part)
 {
     const T(pass) *p = ctx;
-    wasi_int length = chunk_length(p->k);
+    wasi_int length = chunk_length(p->m, p->k);
     for (wasi_int at = begin; at < end; at += length) {
         wasi_int n = WASI_MIN(length, end - at), offset = at * (p->wide ? 1 : p->k);
         wasi_int ld = p->wide ? p->m : p->k, rows = p->wide ? p->k : n, cols = p->wide ? n : p->k;
@@ -109,7 +109,7 @@ wasi_status T(divide)(real *B, const real *A, const double *Tinv, bool wide, was
                       int n_threads)
 {
     T(pass) pass = {.A = A, .B = B, .Tinv = Tinv, .wide = wide, .m = m, .k = k};
-    T(cut_pass)(&pass, wasi_scratch_on(scratch), k, n_threads);
+    T(cut_pass)(&pass, wasi_scratch_on(scratch), m, k, n_threads);
     return wasi_parallel(threads_for(m, k, n_threads), m, 16, T(divide_part), &pass);
 }
 

@@ -1,16 +1,32 @@
-"""Subspace linear algebra: orthonormal bases, truncated and whitened SVD, and the WSI step on factors L R.
+"""Subspace linear algebra: bases, truncated SVD, Tucker decompositions, the WSI and ASI steps.
 
 Arrays are float32 or float64 and C-contiguous; a result has the type of its input. Nothing is copied
 silently, and NaN or Inf in an input is an ArithmeticError that names it.
 """
 
 from wasi.linalg.svd import orthonormalize, truncated_svd, whitened_svd
+from wasi.linalg.tensor import (
+    asi_factors,
+    asi_step,
+    matmul_tucker,
+    mode_dot,
+    tucker,
+    tucker_error,
+    tucker_to_tensor,
+)
 from wasi.linalg.wsi import WsiState, wsi_gradient_norm2, wsi_state_shapes, wsi_step
 
 __all__ = [
     "WsiState",
+    "asi_factors",
+    "asi_step",
+    "matmul_tucker",
+    "mode_dot",
     "orthonormalize",
     "truncated_svd",
+    "tucker",
+    "tucker_error",
+    "tucker_to_tensor",
     "whitened_svd",
     "wsi_gradient_norm2",
     "wsi_state_shapes",

@@ -1,0 +1,250 @@
+#include "bindings/linalg.h"
+#include "bindings/tables.h"
+
+#include "kernels/tucker.h"
+
+/* An array of 2 to 5 dimensions, none of them empty. */
+static int need_tensor(PyObject *object, const char *name, wasi_array *out, int *typenum)
+{
+    if (!wasi_need_real(object, -1, name, out, typenum))
+        return 0;
+    if (out->ndim < 2 || out->ndim > WASI_TUCKER_DIMS) {
+        PyErr_Format(PyExc_ValueError, "%s: expected 2 to %d dimensions, got %d", name, WASI_TUCKER_DIMS, out->ndim);
+        return 0;
+    }
+    if (out->size == 0) {
+        PyErr_Format(PyExc_ValueError, "%s: expected no empty dimension", name);
+        return 0;
+    }
+    return 1;
+}
+
+static int need_mode(int *mode, int ndim)
+{
+    if (*mode >= -ndim && *mode < ndim) {
+        *mode += *mode < 0 ? ndim : 0;
+        return 1;
+    }
+    PyErr_Format(PyExc_ValueError, "mode: expected %d to %d, got %d", -ndim, ndim - 1, *mode);
+    return 0;
+}
+
+static void to_dims(const npy_intp *from, int ndim, wasi_int *to)
+{
+    for (int i = 0; i < ndim; i++)
+        to[i] = from[i];
+}
+
+static PyObject *mode_dot(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"A", "M", "mode", "transpose", "out", NULL};
+    PyObject *A_obj, *M_obj, *out_obj = Py_None;
+    int mode, trans = 0, typenum;
+    wasi_array A, M;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOi|pO:mode_dot", names, &A_obj, &M_obj, &mode, &trans, &out_obj) ||
+        !need_tensor(A_obj, "A", &A, &typenum) || !wasi_need_array(M_obj, typenum, 2, "M", &M) ||
+        !need_mode(&mode, A.ndim) || !wasi_need_dim(&M, trans ? 0 : 1, A.dim[mode], "M", "A.shape[mode]"))
+        return NULL;
+    npy_intp dims[WASI_TUCKER_DIMS];
+    wasi_int dim[WASI_TUCKER_DIMS], J = M.dim[trans ? 1 : 0];
+    to_dims(A.dim, A.ndim, dim);
+    memcpy(dims, A.dim, (size_t)A.ndim * sizeof(npy_intp));
+    dims[mode] = J;
+    PyArrayObject *out = wasi_out_array(out_obj, typenum, A.ndim, dims, "out");
+    if (out == NULL)
+        return NULL;
+    wasi_array written = {.object = out};
+    if (!wasi_need_disjoint(&written, "out", &A, "A") || !wasi_need_disjoint(&written, "out", &M, "M")) {
+        Py_DECREF(out);
+        return NULL;
+    }
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = WASI_CALL(typenum, mode_dot, WASI_DATA(out), A.data, M.data, trans, A.ndim, dim, mode, J, n_threads);
+    Py_END_ALLOW_THREADS
+    if (status != WASI_OK) {
+        Py_DECREF(out);
+        return wasi_raise(status, "mode_dot");
+    }
+    return (PyObject *)out;
+}
+
+static PyObject *mode_svd(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"A", "mode", NULL};
+    PyObject *A_obj, *result = NULL;
+    PyArrayObject *S = NULL, *Z = NULL, *scratch = NULL;
+    int mode, typenum;
+    wasi_array A;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Oi:mode_svd", names, &A_obj, &mode) ||
+        !need_tensor(A_obj, "A", &A, &typenum) || !need_mode(&mode, A.ndim))
+        return NULL;
+    wasi_int dim[WASI_TUCKER_DIMS];
+    to_dims(A.dim, A.ndim, dim);
+    npy_intp d = A.dim[mode];
+    int n_threads = wasi_get_num_threads();
+    size_t bytes = WASI_CALL(typenum, mode_svd_work, A.ndim, dim, mode, n_threads);
+    if ((S = wasi_new_array(NPY_FLOAT64, 1, &d)) == NULL ||
+        (Z = wasi_new_array(NPY_FLOAT64, 2, (npy_intp[]){d, d})) == NULL || (scratch = wasi_new_scratch(bytes)) == NULL)
+        goto done;
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = WASI_CALL(typenum, mode_svd, WASI_DATA(S), WASI_DATA(Z), A.data, A.ndim, dim, mode, WASI_DATA(scratch),
+                       n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? PyTuple_Pack(2, S, Z) : wasi_raise_for(status, "mode_svd", &(wasi_named){"A", &A}, 1);
+done:
+    Py_XDECREF(S);
+    Py_XDECREF(Z);
+    Py_XDECREF(scratch);
+    return result;
+}
+
+/* A sequence with one factor (d_n x K_n) or None for each dimension. The objects are borrowed from the sequence. */
+typedef struct {
+    PyObject *sequence; /* a new reference, as PySequence_Fast gives it */
+    wasi_array array[WASI_TUCKER_DIMS];
+    void *data[WASI_TUCKER_DIMS];
+} factor_list;
+
+static int need_factors(PyObject *object, int ndim, int typenum, int writable, factor_list *f)
+{
+    static const char *const names[] = {"factors[0]", "factors[1]", "factors[2]", "factors[3]", "factors[4]"};
+    f->sequence = PySequence_Fast(object, "factors: expected a sequence of arrays or None");
+    if (f->sequence == NULL)
+        return 0;
+    if (PySequence_Fast_GET_SIZE(f->sequence) != ndim) {
+        PyErr_Format(PyExc_ValueError, "factors: expected %d, one for each dimension, got %zd", ndim,
+                     PySequence_Fast_GET_SIZE(f->sequence));
+        return 0;
+    }
+    for (int n = 0; n < ndim; n++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(f->sequence, n);
+        f->array[n] = (wasi_array){0};
+        f->data[n] = NULL;
+        if (item == Py_None)
+            continue;
+        if (!(writable ? wasi_need_writable(item, typenum, 2, names[n], &f->array[n])
+                       : wasi_need_array(item, typenum, 2, names[n], &f->array[n])))
+            return 0;
+        npy_intp d = f->array[n].dim[0], K = f->array[n].dim[1];
+        if (d < 1 || K < 1 || (writable && K > d)) { /* a factor to be made orthonormal */
+            PyErr_Format(PyExc_ValueError, "%s: expected 1 to %zd columns, got %zd", names[n], (Py_ssize_t)d,
+                         (Py_ssize_t)K);
+            return 0;
+        }
+        f->data[n] = f->array[n].data;
+    }
+    return 1;
+}
+
+static PyObject *asi_step(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"A", "factors", "cold", "n_iter", "seed", "out", NULL};
+    PyObject *A_obj, *factors_obj, *out_obj = Py_None, *result = NULL;
+    PyArrayObject *core = NULL, *scratch = NULL;
+    int cold = 0, n_iter = 1, typenum;
+    unsigned long long seed = 0;
+    wasi_array A;
+    factor_list f = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|iiKO:asi_step", names, &A_obj, &factors_obj, &cold, &n_iter,
+                                     &seed, &out_obj) ||
+        !need_tensor(A_obj, "A", &A, &typenum))
+        return NULL;
+    if (n_iter < 1)
+        return PyErr_Format(PyExc_ValueError, "n_iter: expected at least 1, got %d", n_iter);
+    if (!need_factors(factors_obj, A.ndim, typenum, 1, &f))
+        goto done;
+    wasi_tucker_shape shape = {.ndim = A.ndim};
+    npy_intp dims[WASI_TUCKER_DIMS];
+    bool warm[WASI_TUCKER_DIMS];
+    for (int n = 0; n < A.ndim; n++) {
+        if (f.data[n] && (!wasi_need_dim(&f.array[n], 0, A.dim[n], "factors[n]", "A.shape[n]") ||
+                          !wasi_need_disjoint(&f.array[n], "factors[n]", &A, "A")))
+            goto done;
+        shape.dim[n] = A.dim[n];
+        dims[n] = shape.rank[n] = f.data[n] ? f.array[n].dim[1] : A.dim[n];
+        shape.cut[n] = f.data[n] != NULL;
+        warm[n] = !(cold >> n & 1);
+    }
+    int n_threads = wasi_get_num_threads();
+    if ((core = wasi_out_array(out_obj, typenum, A.ndim, dims, "out")) == NULL ||
+        (scratch = wasi_new_scratch(WASI_CALL(typenum, asi_step_work, &shape, n_iter, n_threads))) == NULL)
+        goto done;
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    if (typenum == NPY_FLOAT32)
+        status = wasi_sasi_step(WASI_DATA(core), (float *const *)f.data, warm, A.data, &shape, n_iter, seed,
+                                WASI_DATA(scratch), n_threads);
+    else
+        status = wasi_dasi_step(WASI_DATA(core), (double *const *)f.data, warm, A.data, &shape, n_iter, seed,
+                                WASI_DATA(scratch), n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? Py_NewRef((PyObject *)core)
+                               : wasi_raise_for(status, "asi_step", &(wasi_named){"A", &A}, 1);
+done:
+    Py_XDECREF(f.sequence);
+    Py_XDECREF(core);
+    Py_XDECREF(scratch);
+    return result;
+}
+
+static PyObject *matmul_tucker(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"dW", "g", "core", "factors", NULL};
+    PyObject *dW_obj, *g_obj, *core_obj, *factors_obj, *result = NULL;
+    PyArrayObject *scratch = NULL;
+    wasi_array dW, g, core;
+    int typenum;
+    factor_list f = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:matmul_tucker", names, &dW_obj, &g_obj, &core_obj,
+                                     &factors_obj) ||
+        !need_tensor(core_obj, "core", &core, &typenum) || !wasi_need_array(g_obj, typenum, core.ndim, "g", &g) ||
+        !wasi_need_writable(dW_obj, typenum, 2, "dW", &dW))
+        return NULL;
+    if (!need_factors(factors_obj, core.ndim, typenum, 0, &f))
+        goto done;
+    int ndim = core.ndim, last = ndim - 1;
+    wasi_tucker_shape shape = {.ndim = ndim};
+    for (int n = 0; n < ndim; n++) {
+        if (f.data[n] && !wasi_need_dim(&f.array[n], 1, core.dim[n], "factors[n]", "core.shape[n]"))
+            goto done;
+        shape.rank[n] = core.dim[n];
+        shape.dim[n] = f.data[n] ? f.array[n].dim[0] : core.dim[n];
+        shape.cut[n] = f.data[n] != NULL;
+        if (n < last && !wasi_need_dim(&g, n, shape.dim[n], "g", "the decomposed array's shape"))
+            goto done;
+        if (f.data[n] && !wasi_need_disjoint(&dW, "dW", &f.array[n], "factors[n]"))
+            goto done;
+    }
+    npy_intp G = g.dim[last];
+    if (!wasi_need_dim(&dW, 0, G, "dW", "g.shape[-1]") ||
+        !wasi_need_dim(&dW, 1, shape.dim[last], "dW", "the decomposed array's last dimension") ||
+        !wasi_need_disjoint(&dW, "dW", &g, "g") || !wasi_need_disjoint(&dW, "dW", &core, "core") ||
+        (scratch = wasi_new_scratch(WASI_CALL(typenum, matmul_tucker_work, &shape, G))) == NULL)
+        goto done;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    if (typenum == NPY_FLOAT32)
+        status = wasi_smatmul_tucker(dW.data, g.data, core.data, (const float *const *)f.data, &shape, G,
+                                     WASI_DATA(scratch), n_threads);
+    else
+        status = wasi_dmatmul_tucker(dW.data, g.data, core.data, (const double *const *)f.data, &shape, G,
+                                     WASI_DATA(scratch), n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "matmul_tucker");
+done:
+    Py_XDECREF(f.sequence);
+    Py_XDECREF(scratch);
+    return result;
+}
+
+PyMethodDef wasi_tucker_methods[] = {
+    WASI_METHOD("asi_step", asi_step, "asi_step(A, factors, cold=0, n_iter=1, seed=0, out=None) -> core"),
+    WASI_METHOD("matmul_tucker", matmul_tucker, "matmul_tucker(dW, g, core, factors)"),
+    WASI_METHOD("mode_dot", mode_dot, "mode_dot(A, M, mode, transpose=False, out=None)"),
+    WASI_METHOD("mode_svd", mode_svd, "mode_svd(A, mode) -> S, Z"),
+    {NULL},
+};
