@@ -66,6 +66,7 @@ static int module_exec(PyObject *module)
         wasi_loss_methods,
         wasi_norm_methods,
         wasi_optim_methods,
+        wasi_quant_methods,
         wasi_tucker_methods,
         wasi_wsi_methods,
     };

@@ -23,8 +23,16 @@ from wasi.ops.optim import (
     sgd_update,
     sum_of_squares,
 )
+from wasi.ops.quant import (
+    QuantizedMatrix,
+    dequantize_residual,
+    quant_linear,
+    quant_linear_backward,
+    quantize_residual,
+)
 
 __all__ = [
+    "QuantizedMatrix",
     "adamw_update",
     "add",
     "add_layer_norm",
@@ -38,6 +46,7 @@ __all__ = [
     "axpy_",
     "bias_gelu",
     "cross_entropy",
+    "dequantize_residual",
     "extract_patches",
     "factored_linear",
     "factored_linear_backward",
@@ -51,6 +60,9 @@ __all__ = [
     "layer_norm_backward",
     "linear",
     "linear_backward",
+    "quant_linear",
+    "quant_linear_backward",
+    "quantize_residual",
     "scale_",
     "sgd_update",
     "silu",
