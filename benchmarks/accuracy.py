@@ -32,7 +32,7 @@ def fine_tune(args, method, ranks, seed, loaders):
     elif method in ("plain", "whitened"):
         batches = [x for x, _ in itertools.islice(loaders(seed)[0], args.calibration)] if method == "whitened" else None
         wasi.factorize(model, rank_pattern=ranks, whiten=batches, target_modules=(args.targets,), verbose=False)
-    config = TrainConfig(epochs=args.epochs, lr=args.lr)
+    config = TrainConfig(epochs=args.epochs, lr=args.lr, momentum=args.momentum, n_warmup=args.warmup)
     started = time.perf_counter()
     result = train(model, train_loader, val_loader, config, progress=False)
     print(f"{method} seed {seed}: {[round(100 * e['val_accuracy'], 2) for e in result.epochs]} "
@@ -53,13 +53,15 @@ def main():
     parser.add_argument("--weights", required=True)
     parser.add_argument("--img-size", type=int, default=112)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--momentum", type=float, default=0.9)
+    parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--variances", type=float, nargs="+", default=[0.7, 0.8, 0.9])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--targets", default="mlp")
-    parser.add_argument("--limit", type=int, default=4000, help="training images")
-    parser.add_argument("--limit-val", type=int, default=2000)
+    parser.add_argument("--limit", type=int, default=3000, help="training images")
+    parser.add_argument("--limit-val", type=int, default=1000)
     parser.add_argument("--calibration", type=int, default=4, help="batches for the whitened start")
     args = parser.parse_args()
 

@@ -16,7 +16,7 @@ static int has(wasi_isa_level level)
         return 1;
 #if defined(__x86_64__)
     case WASI_ISA_LEVEL_AVX2:
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); /* F16C came before AVX2 */
     case WASI_ISA_LEVEL_AVX512:
         return has(WASI_ISA_LEVEL_AVX2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
