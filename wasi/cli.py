@@ -9,10 +9,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-METHODS = ("dense", "wsi")
-
 
 def build_parser():
+    from wasi.models.methods import METHODS
+
     parser = argparse.ArgumentParser(prog="wasi", description="Fine-tune, train and run transformers on a CPU in little memory.")
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser(
@@ -29,6 +29,8 @@ def build_parser():
     add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
                                  "since random weights have no spectrum to choose by)")
     add("--whiten", type=int, default=0, metavar="N", help="choose the factors on N calibration batches; 0: plain SVD")
+    add("--bits", type=int, choices=(4, 8), default=4, help="of the frozen residual of qwasi and the frozen weights of qlora")
+    add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
     add("--targets", default="mlp", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
     add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 20)")
     add("--batch-size", type=int, default=64)
@@ -54,6 +56,8 @@ def build_parser():
 def train_command(args):
     """`wasi train`: one method here, several each in a process of its own so that memory is measured apart."""
     methods = args.method.split(",")
+    from wasi.models.methods import METHODS
+
     unknown = [m for m in methods if m not in METHODS]
     if unknown:
         raise ValueError(f"--method: expected names out of {', '.join(METHODS)}, got {', '.join(unknown)}")
@@ -83,6 +87,7 @@ def _words_for(args, method, out):
 def train_one(args, method, out):
     """Trains by one method in this process and writes the run folder."""
     import wasi
+    from wasi.models.methods import MethodOptions, apply_method
     from wasi.training.data import Loader, Transform, open_splits, sign_digits
     from wasi.training.loop import TrainConfig, train
     from wasi.training.memory import rss_bytes
@@ -106,13 +111,12 @@ def train_one(args, method, out):
     size = model.config.img_size
     train_loader = Loader(train_set, args.batch_size, Transform(size, train=True), shuffle=True, seed=args.seed, drop_last=True)
     val_loader = Loader(val_set, min(args.batch_size, len(val_set)), Transform(size, train=False))
-    if method == "wsi":
-        calibration = [images for images, _ in itertools.islice(iter(train_loader), args.whiten)]
-        rank = args.rank
-        if rank is None and args.variance is None and not args.weights:
-            rank = model.config.embed_dim // 4
-        wasi.factorize(model, args.variance or 0.9, rank=rank, whiten=calibration or None,
-                       target_modules=tuple(args.targets.split(",")))
+    rank = args.rank
+    if rank is None and args.variance is None and not args.weights:
+        rank = model.config.embed_dim // 4
+    options = MethodOptions(tuple(args.targets.split(",")), args.variance or 0.9, rank, args.bits, args.alpha, args.seed)
+    calibration = [images for images, _ in itertools.islice(train_loader, args.whiten)]
+    apply_method(model, method, options, calibration or None)
     optimizer = args.optimizer or ("sgd" if args.weights else "adamw")
     config = TrainConfig(
         epochs=args.epochs or (2 if args.weights else 20),

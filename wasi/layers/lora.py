@@ -1,0 +1,77 @@
+"""Low-rank adaptation (LoRA): a frozen weight, dense or quantised, and a trained rank-r update beside it."""
+
+import numpy as np
+
+from wasi import ops
+from wasi.layers.module import Module, Parameter
+
+
+class LoraLinear(Module):
+    """y = x W' + scale (x A') B' + b with W frozen; A: (r, I) and B: (O, r) are trained by the plain optimiser.
+
+    weight: (O, I) float32, or an `ops.QuantizedMatrix` (QLoRA's recipe). A starts uniform as PyTorch's linears do, B at zero, so
+    the layer starts as its base. scale is alpha / r. The bias stays trainable.
+
+    Source: LoRA (arXiv 2106.09685); QLoRA (arXiv 2305.14314).
+    """
+
+    def __init__(self, weight, bias, rank, alpha, rng):
+        O, I = weight.shape
+        if not 1 <= rank <= min(O, I):
+            raise ValueError(f"rank: expected 1 to {min(O, I)} for a weight of {O} x {I}, got {rank}")
+        quantized = isinstance(weight, ops.QuantizedMatrix)
+        self.base = weight if quantized else None
+        if not quantized:
+            self.weight = Parameter(weight)
+            self.weight.trainable = False
+        self.A = Parameter(rng.uniform(-(I**-0.5), I**-0.5, (rank, I)))
+        self.B = Parameter(np.zeros((O, rank), np.float32))
+        self.bias = None if bias is None else Parameter(bias, decay=False)
+        self.scale = alpha / rank
+
+    @property
+    def out_features(self):
+        return self.B.data.shape[0]
+
+    @property
+    def in_features(self):
+        return self.A.data.shape[1]
+
+    def forward(self, x, train=False, keep_input=True):
+        """x (..., I) -> y (..., O)."""
+        y, z = ops.factored_linear(x, self._scaled_B(), self.A.data, self.bias.data if self.bias else None)
+        if self.base is not None:
+            ops.quant_linear(x, self.base, out=y, add=True)
+        else:
+            ops.add(y, ops.linear(x, self.weight.data), out=y)
+        if train:
+            self._saved = (x if keep_input else None, z)
+        return y
+
+    def prepare(self):
+        """Readies backward as forward(train=True, keep_input=False) does, without computing anything."""
+        self._saved = (None, None)
+
+    def backward(self, dy, x=None, need_dx=True):
+        """dy (..., O) -> dx (..., I); adds to the gradients of A, B and bias. x: the input again if it was not kept."""
+        kept, z = self._take_saved()
+        x = x if kept is None else kept
+        z = ops.linear(x, self.A.data) if z is None else z
+        dB = np.zeros_like(self.B.data)
+        dx, _ = ops.factored_linear_backward(dy, x, z, self._scaled_B(), self.A.data, dB, self.A.grad_buffer(),
+                                             self.bias.grad_buffer() if self.bias else None, need_dx)
+        grad = self.B.grad_buffer()
+        grad += np.float32(self.scale) * dB
+        if not need_dx:
+            return None
+        if self.base is not None:
+            return ops.quant_linear_backward(dy, self.base, out=dx, add=True)
+        return ops.add(dx, ops.linear_backward(dy, None, self.weight.data), out=dx)
+
+    def _scaled_B(self):
+        return self.B.data * np.float32(self.scale)
+
+    def merged_weight(self):
+        """The dense weight W + scale B A (O, I)."""
+        base = self.weight.data if self.base is None else ops.dequantize_residual(self.base)
+        return base + self._scaled_B() @ self.A.data
