@@ -45,7 +45,7 @@ def test_one_method_runs_in_this_process(folder, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--method", "magic"], "--method: expected names out of dense, wsi, qwasi"),
+    (["--method", "magic"], "--method: expected names out of dense, asi"),
     (["--method", "dense", "--data", "nowhere"], "nowhere"),
     (["--method", "wsi", "--targets", "mpl"], "target_modules: ['mpl'] match none"),
     (["--method", "dense", "--batch-size", "1000"], "1000"),

@@ -31,6 +31,8 @@ def build_parser():
     add("--whiten", type=int, default=0, metavar="N", help="choose the factors on N calibration batches; 0: plain SVD")
     add("--bits", type=int, choices=(4, 8), default=4, help="of the frozen residual of qwasi and the frozen weights of qlora")
     add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
+    add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as 0.5,0.5,64 "
+                                   "(the default of asi, wasi and amc)")
     add("--targets", default="mlp", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
     add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 20)")
     add("--batch-size", type=int, default=64)
@@ -114,7 +116,8 @@ def train_one(args, method, out):
     rank = args.rank
     if rank is None and args.variance is None and not args.weights:
         rank = model.config.embed_dim // 4
-    options = MethodOptions(tuple(args.targets.split(",")), args.variance or 0.9, rank, args.bits, args.alpha, args.seed)
+    ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
+    options = MethodOptions(tuple(args.targets.split(",")), args.variance or 0.9, rank, args.bits, args.alpha, args.seed, ranks)
     calibration = [images for images, _ in itertools.islice(train_loader, args.whiten)]
     apply_method(model, method, options, calibration or None)
     optimizer = args.optimizer or ("sgd" if args.weights else "adamw")

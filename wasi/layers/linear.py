@@ -1,16 +1,34 @@
 """Linear layers with their parameters: dense y = x W' + b, and factored y = (x R') L' + b.
 
 Both keep for backward what their caller does not promise to give again: a block that can recompute a linear's input
-(a LayerNorm's output, a GELU) calls forward with keep_input=False and passes the input to backward.
+(a LayerNorm's output, a GELU) calls forward with keep_input=False and passes the input to backward. With a `compression` they keep
+the input's Tucker factors instead, and need no input again.
 """
 
 import numpy as np
 
 from wasi import ops
+from wasi.layers.compression import Compressed, add_weight_gradient, project
 from wasi.layers.module import Module, Parameter
 
 
-class Linear(Module):
+class LinearBase(Module):
+    """What linear layers share: how the input is kept for backward. `_saved[0]` is the input, Compressed, or None."""
+
+    compression = None  # an ActivationCompression, or None to keep the input as it is
+
+    def _keep(self, x, keep_input):
+        if self.compression is not None:
+            return self.compression.compress(x)
+        return x if keep_input else None
+
+    @property
+    def needs_input(self):
+        """Whether backward must be given the input again."""
+        return self._saved is not None and self._saved[0] is None
+
+
+class Linear(LinearBase):
     """Dense linear layer.
 
     weight: (O, I), bias: (O,) or None; float32.
@@ -31,7 +49,7 @@ class Linear(Module):
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O)."""
         if train:
-            self._saved = (x if keep_input else None,)
+            self._saved = (self._keep(x, keep_input),)
         return ops.linear(x, self.weight.data, self.bias.data if self.bias else None)
 
     def prepare(self):
@@ -41,11 +59,15 @@ class Linear(Module):
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the parameters' gradients. x: the input again if it was not kept."""
         (kept,) = self._take_saved()
-        return ops.linear_backward(dy, x if kept is None else kept, self.weight.data, self.weight.grad_buffer(),
-                                   self.bias.grad_buffer() if self.bias else None, need_dx)
+        dW, db = self.weight.grad_buffer(), self.bias.grad_buffer() if self.bias else None
+        if isinstance(kept, Compressed):
+            if dW is not None:
+                add_weight_gradient(dW, dy, kept)
+            dW = None
+        return ops.linear_backward(dy, x if kept is None else kept if dW is not None else None, self.weight.data, dW, db, need_dx)
 
 
-class FactoredLinear(Module):
+class FactoredLinear(LinearBase):
     """Linear layer with a trained rank-K weight L R that is never multiplied out, over a frozen residual if there is one.
 
     W = L R + Q. L: (O, K) with orthonormal columns, R: (K, I), bias: (O,) or None; float32. Trained by the WSI step
@@ -78,12 +100,13 @@ class FactoredLinear(Module):
         return self.L.data.shape[1]
 
     def forward(self, x, train=False, keep_input=True):
-        """x (..., I) -> y (..., O); keeps z = x R' (..., K) as well."""
+        """x (..., I) -> y (..., O); keeps z = x R' (..., K) as well, unless x is compressed."""
         y, z = ops.factored_linear(x, self.L.data, self.R.data, self.bias.data if self.bias else None)
         if self.residual is not None:
             ops.quant_linear(x, self.residual, out=y, add=True, exact=self.exact)
         if train:
-            self._saved = (x if keep_input else None, z)
+            kept = self._keep(x, keep_input)
+            self._saved = (kept, None if isinstance(kept, Compressed) else z)
         return y
 
     def prepare(self):
@@ -93,10 +116,15 @@ class FactoredLinear(Module):
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the gradients of L, R and bias. x: the input again if it was not kept."""
         kept, z = self._take_saved()
-        x = x if kept is None else kept
-        z = ops.linear(x, self.R.data) if z is None else z
-        dx, _ = ops.factored_linear_backward(dy, x, z, self.L.data, self.R.data, self.L.grad_buffer(), self.R.grad_buffer(),
-                                             self.bias.grad_buffer() if self.bias else None, need_dx)
+        L, R, db = self.L.data, self.R.data, self.bias.grad_buffer() if self.bias else None
+        if isinstance(kept, Compressed):
+            dx, gl = ops.factored_linear_backward(dy, None, None, L, R, None, None, db, need_dx)
+            add_weight_gradient(self.R.grad_buffer(), gl, kept)
+            add_weight_gradient(self.L.grad_buffer(), dy, project(kept, R))
+        else:
+            x = x if kept is None else kept
+            z = ops.linear(x, R) if z is None else z
+            dx, _ = ops.factored_linear_backward(dy, x, z, L, R, self.L.grad_buffer(), self.R.grad_buffer(), db, need_dx)
         if need_dx and self.residual is not None:
             ops.quant_linear_backward(dy, self.residual, out=dx, add=True, exact=self.exact)
         return dx

@@ -3,10 +3,11 @@
 import numpy as np
 
 from wasi import ops
-from wasi.layers.module import Module, Parameter
+from wasi.layers.linear import LinearBase
+from wasi.layers.module import Parameter
 
 
-class LoraLinear(Module):
+class LoraLinear(LinearBase):
     """y = x W' + scale (x A') B' + b with W frozen; A: (r, I) and B: (O, r) are trained by the plain optimiser.
 
     weight: (O, I) float32, or an `ops.QuantizedMatrix` (QLoRA's recipe). A starts uniform as PyTorch's linears do, B at zero, so

@@ -3,6 +3,7 @@
 import numpy as np
 
 from wasi import linalg, ops
+from wasi.layers.compression import Compressed, add_weight_gradient
 from wasi.layers.linear import Linear
 
 
@@ -31,15 +32,18 @@ class WsiDenseLinear(Linear):
         if train:
             self._L = linalg.orthonormalize(np.ascontiguousarray(W @ self._R.T))
             self._R = np.ascontiguousarray(self._L.T @ W)
-            self._saved = (x if keep_input else None,)
+            self._saved = (self._keep(x, keep_input),)
         y, _ = ops.factored_linear(x, self._L, self._R, self.bias.data if self.bias else None)
         return y
 
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I) through L R; adds the dense dW = dy' x."""
         (kept,) = self._take_saved()
-        ops.linear_backward(dy, x if kept is None else kept, self.weight.data, self.weight.grad_buffer(),
-                            self.bias.grad_buffer() if self.bias else None, need_dx=False)
+        dW, db = self.weight.grad_buffer(), self.bias.grad_buffer() if self.bias else None
+        if isinstance(kept, Compressed):
+            add_weight_gradient(dW, dy, kept)
+            kept = dW = None
+        ops.linear_backward(dy, x if kept is None else kept, self.weight.data, dW, db, need_dx=False)
         if not need_dx:
             return None
         dx, _ = ops.factored_linear_backward(dy, None, None, self._L, self._R)

@@ -16,6 +16,12 @@ class ActivationPolicy:
     """What a block keeps for backward. The default keeps gradients exact."""
 
     recompute: bool = False  # keep a block's input alone and run its forward again in backward: exact, one forward more
+    gelu_bits: int | None = None  # 2 or 4: keep so many bits of GELU's derivative instead of its input (None: exact). Saves
+    #                               memory where fc2's input is compressed; otherwise that is kept, and nothing is saved
+
+    def __post_init__(self):
+        if self.gelu_bits not in (None, 2, 4):
+            raise ValueError(f"gelu_bits: expected None, 2 or 4, got {self.gelu_bits}")
 
 
 class Attention(Module):
@@ -42,38 +48,47 @@ class Attention(Module):
     def backward(self, dy, input_again):
         """dy (B, N, C) -> dx; input_again() gives forward's x."""
         qkv, o, lse = self._take_saved()
-        do = self.proj.backward(dy, o)
+        do = self.proj.backward(dy, o if self.proj.needs_input else None)
         dqkv = ops.attention_backward(do, qkv, o, lse, self.n_heads)
         del do, qkv, o, lse
-        return self.qkv.backward(dqkv, input_again())
+        return self.qkv.backward(dqkv, input_again() if self.qkv.needs_input else None)
 
 
 class Mlp(Module):
-    """Two linears with an exact GELU between them: fc1 C -> hidden, fc2 hidden -> C."""
+    """Two linears with a GELU between them: fc1 C -> hidden, fc2 hidden -> C."""
 
     def __init__(self, fc1, fc2):
         self.fc1 = fc1
         self.fc2 = fc2
 
-    def forward(self, x, train=False, need_output=True):
+    def forward(self, x, train=False, need_output=True, gelu_bits=None):
         """x (B, N, C) -> (B, N, C), or None unless need_output. x itself is not kept: backward is given it again."""
         h = self.fc1.forward(x, train, keep_input=False)
         del x
-        if train:
-            self._saved = (h,)
         if not need_output:
+            self._saved = (h, None)
             return self.fc2.prepare()
+        if train and gelu_bits:
+            g, codes = ops.gelu_encode(h, gelu_bits, out=h)
+            self._saved = (codes, gelu_bits)
+            return self.fc2.forward(g, train)
+        if train:
+            self._saved = (h, None)
         g = ops.gelu(h, out=None if train else h)
         del h
         return self.fc2.forward(g, train, keep_input=False)
 
     def backward(self, dy, input_again):
         """dy (B, N, C) -> dx; input_again() gives forward's x."""
-        (h,) = self._take_saved()
-        dg = self.fc2.backward(dy, ops.gelu(h))
-        dh = ops.gelu_backward(dg, h, out=dg)
+        h, gelu_bits = self._take_saved()
+        if gelu_bits:
+            dg = self.fc2.backward(dy)
+            dh = ops.gelu_decode_backward(dg, h, gelu_bits, out=dg)
+        else:
+            dg = self.fc2.backward(dy, ops.gelu(h) if self.fc2.needs_input else None)
+            dh = ops.gelu_backward(dg, h, out=dg)
         del h, dg
-        return self.fc1.backward(dh, input_again())
+        return self.fc1.backward(dh, input_again() if self.fc1.needs_input else None)
 
 
 class Block(Module):
@@ -97,7 +112,7 @@ class Block(Module):
         a = self.attn.forward(self.norm1.forward(x, train), train)
         x = ops.add(x, a, out=a)
         del a
-        f = self.mlp.forward(self.norm2.forward(x, train), train, need_output)
+        f = self.mlp.forward(self.norm2.forward(x, train), train, need_output, self.policy.gelu_bits)
         return ops.add(x, f, out=f) if need_output else None
 
     def backward(self, dy):

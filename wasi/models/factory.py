@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
+
 from wasi.layers import FactoredLinear
+from wasi.layers.lora import LoraLinear
 from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
-from wasi.models.weights import FORMAT_VERSION, TensorFile, WeightsError, load_weights, timm_name
+from wasi.models.weights import FORMAT_VERSION, TensorFile, WeightsError, load_weights
 
 
 def list_models():
@@ -32,7 +35,7 @@ def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **
 
 
 def load_model(path):
-    """The model that `save_model` wrote, dense or factored, and the `extra` dict that was saved with it.
+    """The model that `save_model` wrote, whatever its layers, and the `extra` dict that was saved with it.
 
     Raises WeightsError for a file that is not a wasi model, is newer than this package, or lacks tensors; FileNotFoundError.
     """
@@ -45,11 +48,26 @@ def load_model(path):
                            f"this package reads up to {FORMAT_VERSION}")
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
     model = VisionTransformer(ViTConfig(**config))
-    names = {timm_name(n) for n in file.names}
-    for name in sorted(n[:-2] for n in names if n.endswith(".L")):
-        if f"{name}.R" not in names:
-            raise WeightsError(f"weights: {file.path.name} has {name}.L but not {name}.R")
-        bias = model.get_module(name).bias
-        model.set_module(name, FactoredLinear(file.read(f"{name}.L"), file.read(f"{name}.R"), bias and bias.data))
+    _restore_layers(model, file, header["layers"])
     load_weights(model, path)
     return model, header["extra"]
+
+
+def _restore_layers(model, file, layers):
+    """Puts factored and LoRA layers where the file has their tensors; `load_weights` then fills what is left."""
+    names = set(file.names)
+    for tail, other in ((".L", ".R"), (".A", ".B")):
+        for name in sorted(n[: -len(tail)] for n in names if n.endswith(tail)):
+            if name + other not in names:
+                raise WeightsError(f"weights: {file.path.name} has {name}{tail} but not {name}{other}")
+            bias = model.get_module(name).bias
+            bias = bias and bias.data
+            left, right = file.read(name + tail), file.read(name + other)
+            about = layers.get(name, {})
+            quantized = file.read_quantized(f"{name}.quantized", about["group"]) if "group" in about else None
+            if tail == ".L":
+                model.set_module(name, FactoredLinear(left, right, bias, quantized))
+            else:
+                base = file.read(f"{name}.weight") if quantized is None else quantized
+                new = LoraLinear(base, bias, len(left), about["scale"] * len(left), np.random.default_rng(0))
+                model.set_module(name, new)

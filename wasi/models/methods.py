@@ -5,14 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from wasi import ops
+from wasi.layers import ActivationCompression, ActivationPolicy
 from wasi.layers.lora import LoraLinear
 from wasi.layers.published import WsiDenseLinear
 from wasi.models.factorize import factorization_table, factorize, find_targets
 
 METHODS = {
     "dense": "every weight is trained as it is",
+    "asi": "weights are dense; what backward needs of the targets' inputs is kept as Tucker factors",
+    "amc": "asi with the full decomposition at every step",
     "wsi": "targets become trained low-rank factors; what truncation cuts off is lost",
     "qwasi": "targets become trained low-rank factors over a frozen 4- or 8-bit residual",
+    "wasi": "wsi and asi together",
     "wsi-dense": "the published WSI: dense weights and gradients stay, products use a followed low-rank approximation",
     "lora": "targets are frozen; trained low-rank updates are added; the head is trained",
     "qlora": "lora over weights frozen in 4 or 8 bits",
@@ -29,18 +33,23 @@ class MethodOptions:
     bits: int = 4  # of the frozen residual or base
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
     seed: int = 0  # of LoRA's random start
+    activation_ranks: tuple | None = None  # (batch, tokens, channels) for compressed inputs: shares or numbers; None: the method's
+    #                                        default, (0.5, 0.5, 64) for asi, amc and wasi, else inputs are kept as they are
 
 
 def apply_method(model, method, options=MethodOptions(), whiten=None, verbose=True):
     """Readies `model` for training by a method of METHODS, in place, and returns it.
 
-    whiten: calibration batches for the start of "wsi" and "qwasi", or None for the plain SVD.
+    whiten: calibration batches for the start of the factored methods, or None for the plain SVD.
     Raises ValueError for an unknown method and for what `factorize` refuses.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    if method in ("wsi", "qwasi", "wsi-dense"):
-        dense = {name: model.get_module(name) for name in find_targets(model, options.targets)}
+    if method in ("lora", "qlora") and options.activation_ranks is not None:
+        raise ValueError(f"activation_ranks: expected None for {method}, got {options.activation_ranks}")
+    names = find_targets(model, options.targets)
+    if method in ("wsi", "wasi", "qwasi", "wsi-dense"):
+        dense = {name: model.get_module(name) for name in names}
         factorize(model, options.variance, options.rank, whiten=whiten, target_modules=options.targets, verbose=False)
         if method == "qwasi":
             keep_residuals(model, {name: layer.weight.data for name, layer in dense.items()}, options.bits)
@@ -52,6 +61,12 @@ def apply_method(model, method, options=MethodOptions(), whiten=None, verbose=Tr
             print(factorization_table(model.factorization))
     elif method in ("lora", "qlora"):
         add_lora(model, options, quantized=method == "qlora")
+    ranks = options.activation_ranks or ((0.5, 0.5, 64) if method in ("asi", "amc", "wasi") else None)
+    if ranks is not None:
+        for name in names:
+            model.get_module(name).compression = ActivationCompression(ranks, "hosvd" if method == "amc" else "asi")
+        if all(block.mlp.fc2.compression for block in model.blocks):
+            model.set_policy(ActivationPolicy(gelu_bits=4))
     return model
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wasi import ops
+from wasi.layers.lora import LoraLinear
 
 FORMAT_VERSION = 1
 
@@ -83,6 +84,17 @@ class TensorFile:
 
     def shape(self, name):
         return tuple(self._file.get_slice(name).get_shape())
+
+    def read_quantized(self, prefix, group):
+        """The `ops.QuantizedMatrix` whose arrays lie under `prefix`. Raises WeightsError where they do not fit together."""
+        arrays = {part: self._file.get_tensor(f"{prefix}.{part}") if f"{prefix}.{part}" in self.names else None
+                  for part in ("codes", "s", "r", "c")}
+        matrix = ops.QuantizedMatrix(**arrays, group=group)
+        try:
+            ops.quant_linear(np.zeros((1, matrix.c.size), np.float32), matrix)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise WeightsError(f"weights: the quantised matrix {prefix} of {self.path.name} is damaged ({error})") from error
+        return matrix
 
     def read(self, name):
         """The tensor as a float32 array. Raises WeightsError for other than floating types and for NaN or Inf."""
@@ -176,8 +188,17 @@ def save_model(model, path, extra=None):
     """
     path = Path(path)
     tensors = {name: np.ascontiguousarray(published_shape(model, name, p.data)) for name, p in model.named_parameters()}
-    metadata = {"wasi": json.dumps({"format_version": FORMAT_VERSION, "architecture": "vit",
-                                    "config": asdict(model.config), "extra": extra or {}})}
+    layers = {}  # what a layer is besides its tensors
+    for name, module in model.named_modules():
+        quantized = getattr(module, "residual", None) or getattr(module, "base", None)
+        if quantized is not None:
+            tensors |= {f"{name}.quantized.{part}": getattr(quantized, part) for part in ("codes", "s", "r", "c")
+                        if getattr(quantized, part) is not None}
+            layers.setdefault(name, {})["group"] = quantized.group
+        if isinstance(module, LoraLinear):
+            layers.setdefault(name, {})["scale"] = module.scale
+    metadata = {"wasi": json.dumps({"format_version": FORMAT_VERSION, "architecture": "vit", "config": asdict(model.config),
+                                    "layers": layers, "extra": extra or {}})}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     try:

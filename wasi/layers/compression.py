@@ -1,0 +1,66 @@
+"""Saved activations as Tucker factors: activation subspace iteration (ASI), and the full decomposition (AMC) beside it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from wasi import linalg
+
+
+class Compressed(NamedTuple):
+    """A linear's input x ~ core x_1 U_1 ... x_N U_N; a factor None stands for a mode that was left alone."""
+
+    core: np.ndarray
+    factors: tuple
+
+
+class ActivationCompression:
+    """Compresses the inputs of one linear layer, step after step, each from the subspaces of the one before.
+
+    ranks: (batch, tokens, channels), each a share in (0, 1] of the mode's size or a number (capped at the size); all modes between
+    the first and the last take the middle one. method: "asi", one warm-started subspace iteration a mode; "hosvd", the sequentially
+    truncated decomposition from scratch each time (AMC).
+    The gradient is exact for the compressed input: dW = dy' x~.
+
+    Source: WASI (arXiv 2510.09160), section 3.3; AMC is its comparison of section 4.
+    """
+
+    def __init__(self, ranks, method="asi"):
+        if len(ranks) != 3 or not all((isinstance(r, int) and r >= 1) or 0 < r <= 1 for r in ranks):
+            raise ValueError("activation_ranks: expected three shares in (0, 1] or whole numbers (batch, tokens, channels), "
+                             f"got {ranks}")
+        self.ranks = tuple(ranks)
+        self.method = method
+        self._factors = None
+
+    def ranks_for(self, shape):
+        """The rank of each mode of an input of that shape."""
+        batch, tokens, channels = self.ranks
+        wanted = [batch, *[tokens] * (len(shape) - 2), channels]
+        return [min(d, r) if isinstance(r, int) else max(1, round(r * d)) for r, d in zip(wanted, shape)]
+
+    def compress(self, x):
+        """x (B, ..., I) as Compressed. A batch of another size restarts the batch mode alone; the other modes stay warm."""
+        ranks = self.ranks_for(x.shape)
+        if self.method == "hosvd":
+            core, factors = linalg.tucker(x, ranks=ranks)
+            return Compressed(core, tuple(factors))
+        if self._factors is None:
+            self._factors = linalg.asi_factors(x.shape, ranks)
+        for mode, (factor, d, K) in enumerate(zip(self._factors, x.shape, ranks)):
+            if K < d and (factor is None or factor.shape != (d, K)):
+                self._factors[mode] = np.zeros((d, K), np.float32)
+            elif K == d:
+                self._factors[mode] = None
+        return Compressed(linalg.asi_step(x, self._factors), tuple(self._factors))
+
+
+def add_weight_gradient(dW, g, x):
+    """dW += g' x~ for a Compressed x."""
+    linalg.matmul_tucker(g, x.core, x.factors, out=dW)
+
+
+def project(x, R):
+    """Compressed x R' of a Compressed x: its last mode multiplied by R (K, I)."""
+    last = R if x.factors[-1] is None else np.ascontiguousarray(R @ x.factors[-1])
+    return Compressed(linalg.mode_dot(x.core, last, x.core.ndim - 1), (*x.factors[:-1], None))
