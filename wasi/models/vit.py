@@ -47,6 +47,7 @@ def _vit(embed_dim, depth, num_heads, patch_size, img_size=224):
 CONFIGS = {
     "vit_base_patch16_224": _vit(768, 12, 12, 16),
     "vit_base_patch32_224": _vit(768, 12, 12, 32),
+    "vit_micro_patch4_32": _vit(64, 4, 2, 4, img_size=32),
     "vit_micro_patch8_64": _vit(128, 4, 4, 8, img_size=64),
     "vit_small_patch16_224": _vit(384, 12, 6, 16),
     "vit_small_patch32_224": _vit(384, 12, 6, 32),
