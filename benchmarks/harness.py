@@ -33,6 +33,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 MIB = 2**20
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def timed(function):
@@ -87,10 +88,9 @@ class Isolated:
     def __init__(self, function, args, threads=None):
         self.name, self.args = f"{Path(inspect.getfile(function)).stem}.{function.__name__}", args
         self.threads = threads or cpu_count()
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | dict.fromkeys(names, str(self.threads)))
+            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(self.threads)))
         self._seconds = []
         try:
             self._ask({"file": inspect.getfile(function), "function": function.__name__, "args": args,
@@ -259,9 +259,16 @@ def command():
     return shlex.join(["python", str(program), *scrub(sys.argv[1:])])
 
 
+def environment():
+    """Settings of the C library's allocator and of the threading libraries that this run was started with."""
+    prefixes = ("MALLOC_", "GLIBC_TUNABLES", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_PRELOAD")
+    return {name: scrub(value) for name, value in sorted(os.environ.items())
+            if name.startswith(prefixes) and name not in THREAD_VARIABLES}
+
+
 def context(threads):
     return {"machine": machine(), "threads": threads or cpu_count(), "versions": versions(), "commit": commit(),
-            "command": command()}
+            "environment": environment(), "command": command()}
 
 
 # Tables
@@ -284,10 +291,11 @@ def markdown_table(rows, columns):
 def write_results(name, title, records, columns, folder=RESULTS):
     """Writes NAME.json (the records) and NAME.md (their table, and where they come from) to benchmarks/results/."""
     where = records[0]
+    settings = "".join(f"{name}={value} " for name, value in where["environment"].items())
     loaded = ", ".join(f"{library} {version}" for library, version in where["versions"].items())
     text = (f"# {title}\n\n{markdown_table(records, columns)}\n"
             f"{where['machine']['cpu']}, {where['machine']['cores']} cores, {mib(where['machine']['memory_bytes'])} MiB; "
-            f"{where['threads']} threads; {loaded}; commit {where['commit']}.\n\n    {where['command']}\n")
+            f"{where['threads']} threads; {loaded}; commit {where['commit']}.\n\n    {settings}{where['command']}\n")
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / f"{name}.json").write_text(json.dumps(records, indent=1) + "\n")
     (Path(folder) / f"{name}.md").write_text(text)

@@ -246,7 +246,7 @@ def main():
     args = parser.parse_args()
     records = [measure(args.model, args.img_size, args.batch, variant, args.steps, args.warmup, args.threads)
                for variant in args.variant]
-    print(json.dumps(records, indent=1) if args.json else harness.markdown_table(records, COLUMNS), end="\n")
+    print(json.dumps(records, indent=1) if args.json else harness.markdown_table(records, COLUMNS).rstrip())
     if args.out:
         size = model_size(args.model, args.img_size)
         harness.write_results(args.out, f"PyTorch, {args.model} at {size}x{size}, batch {args.batch}", records, COLUMNS)

@@ -99,13 +99,18 @@ def test_spread():
 def test_written_results_tell_the_origin_but_not_the_host(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [str(harness.ROOT / "benchmarks" / "x.py"), "--data=/home/someone/data.npz",
                                      "/home/someone/weights", "--steps", "1"])
+    for name in harness.environment():  # of who runs this test
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # the harness sets its own
     record = harness.run_isolated(touch, {"setup_mib": 1, "step_mib": 1}, steps=1, warmup=0)
     columns = {"step MiB": lambda r: r["args"]["step_mib"], "peak MiB": lambda r: harness.mib(r["peak_bytes"])}
     harness.write_results("touch", "Touching memory", [record, record], columns, tmp_path)
     text, records = (tmp_path / "touch.md").read_text(), json.loads((tmp_path / "touch.json").read_text())
     assert records[1] == record
     assert text.startswith("# Touching memory\n\n| step MiB | peak MiB |\n| --- | --- |\n| 1 | ")
-    assert "python benchmarks/x.py --data=data.npz weights --steps 1" in text
+    assert "MALLOC_MMAP_THRESHOLD_=262144 python benchmarks/x.py --data=data.npz weights --steps 1" in text
+    assert "OMP_NUM_THREADS" not in text
     assert record["machine"]["cpu"] in text and f"commit {record['commit']}" in text and "numpy" in text
     for secret in (socket.gethostname(), str(harness.ROOT), "/home/someone"):
         assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text + json.dumps(records))
