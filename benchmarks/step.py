@@ -9,6 +9,8 @@ import harness
 import numpy as np
 
 import wasi
+from wasi.layers import ActivationPolicy
+from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
 
@@ -20,21 +22,27 @@ def decaying_spectrum(weight, rng):
     return (U * (s * (np.linalg.norm(weight) / np.linalg.norm(s)))) @ V.T
 
 
-def build(model_name, img_size, method, variance):
-    """The model of a method, 10 classes; factored ones start from weights with a decaying spectrum."""
+def build(model_name, img_size, method, rank=None):
+    """The model of a method over all linears, 10 classes; other than dense ones start from weights with a decaying spectrum.
+
+    "wsi" and "wasi" keep 0.8 of the spectrum's energy unless a rank is given; "qwasi" has rank 64 over a 4-bit residual.
+    """
     model = wasi.create_model(model_name, num_classes=10, img_size=img_size)
-    if method == "wsi":
+    if method != "dense":
         rng = np.random.default_rng(0)
         for name in wasi.models.find_targets(model, ("all",)):
             weight = model.get_module(name).weight
             weight.data = np.ascontiguousarray(decaying_spectrum(weight.data, rng))
-        wasi.factorize(model, variance, target_modules=("all",), verbose=False)
+        rank = rank or (64 if method == "qwasi" else None)
+        apply_method(model, method, MethodOptions(("all",), variance=0.8, rank=rank), verbose=False)
     return model
 
 
-def wasi_step(model_name, img_size, batch, method="dense", variance=0.8, micro_batch=None):
+def wasi_step(model_name, img_size, batch, method="dense", rank=None, micro_batch=None, recompute=False):
     """Set-up of a training step (SGD, clipping at norm 1); the step returns its loss, norm and arena figures."""
-    model = build(model_name, img_size, method, variance)
+    model = build(model_name, img_size, method, rank)
+    if recompute:
+        model.set_policy(ActivationPolicy(recompute=True))
     rng = np.random.default_rng(0)
     S = model.config.img_size
     images = rng.standard_normal((batch, 3, S, S)).astype(np.float32)
@@ -52,9 +60,9 @@ def wasi_step(model_name, img_size, batch, method="dense", variance=0.8, micro_b
     return step
 
 
-def wasi_inference(model_name, batch, img_size=None, method="dense", variance=0.8):
+def wasi_inference(model_name, batch, img_size=None, method="dense", rank=None):
     """Set-up of a forward pass."""
-    model = build(model_name, img_size, method, variance)
+    model = build(model_name, img_size, method, rank)
     S = model.config.img_size
     images = np.random.default_rng(0).standard_normal((batch, 3, S, S)).astype(np.float32)
     arena = wasi.Arena()
@@ -100,8 +108,12 @@ def main():
     parser.add_argument("--model", nargs="+", default=["vit_tiny_patch16_224"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--img-size", type=int)
-    parser.add_argument("--methods", nargs="+", default=["dense"], choices=("dense", "wsi"))
+    parser.add_argument("--methods", nargs="+", default=["dense"], choices=METHODS)
+    parser.add_argument("--rank", type=int, help="(default: 0.8 of the energy, qwasi 64)")
     parser.add_argument("--micro-batch", type=int)
+    parser.add_argument("--recompute", action="store_true", help="keep block inputs alone")
+    parser.add_argument("--rivals", nargs="+", default=["plain"], help="PyTorch's variants (rivals.py); the first is the measure")
+    parser.add_argument("--no-inference", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", metavar="NAME", help="write NAME.json and NAME.md to benchmarks/results/")
@@ -109,13 +121,15 @@ def main():
     records = []
     for model in args.model:
         shape = {"model_name": model, "img_size": args.img_size, "batch": args.batch}
-        steps = {"PyTorch": (rivals.torch_step, {**shape, "variant": "plain"})}
+        steps = {f"PyTorch {v}": (rivals.torch_step, {**shape, "variant": v}) for v in args.rivals}
         forwards = {"PyTorch": (rivals.torch_inference, shape)}
+        ours = {"rank": args.rank, "micro_batch": args.micro_batch, "recompute": args.recompute}
         for method in args.methods:
-            steps[f"wasi {method}"] = (wasi_step, {**shape, "method": method, "micro_batch": args.micro_batch})
-            forwards[f"wasi {method}"] = (wasi_inference, {**shape, "method": method})
+            steps[f"wasi {method}"] = (wasi_step, {**shape, **ours, "method": method})
+            forwards[f"wasi {method}"] = (wasi_inference, {**shape, "rank": args.rank, "method": method})
         records += compare(model, args.batch, "training step", steps, args.rounds, args.threads)
-        records += compare(model, args.batch, "inference", forwards, args.rounds, args.threads)
+        if not args.no_inference:
+            records += compare(model, args.batch, "inference", forwards, args.rounds, args.threads)
     print(harness.markdown_table(records, COLUMNS))
     if args.out:
         harness.write_results(args.out, f"One step, batch {args.batch}: wasi and PyTorch", records, COLUMNS)
