@@ -67,5 +67,5 @@ def test_an_unwritable_run_folder_is_refused_before_anything_is_trained(folder, 
 
 
 def test_python_dash_m_shows_help():
-    done = subprocess.run([sys.executable, "-m", "wasi", "train", "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-m", "wasi", "train", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--variance" in done.stdout

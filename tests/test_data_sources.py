@@ -483,7 +483,7 @@ def test_iterating_does_not_gather_memory(tmp_path, rng):
     picture = jpeg(pixels(rng, 512, 682))
     path = write_tar(tmp_path / "a.tar.gz", {f"{'ab'[i % 2]}/{i}.jpg": picture for i in range(60)})
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY_SCRIPT, path], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", MEMORY_SCRIPT, path], capture_output=True, text=True, check=True
     )
     peak, buffers = map(int, done.stdout.split())
     assert peak < 8 * 512 * 682 * 4 + buffers

@@ -18,6 +18,10 @@ def _load_blas():
 
 _load_blas()
 
+if _util.find_spec("wasi._core") is None:
+    raise ImportError(f"the C core of wasi is not built in {_Path(__file__).parent}: run Python from another folder to use "
+                      "the installed package, or build in place by 'pip install -e .'")
+
 from wasi import linalg, ops  # noqa: E402
 from wasi._core import Arena, get_num_threads, set_num_threads  # noqa: E402
 from wasi.models import create_model, factorize, list_models, load_model, load_weights, save_model  # noqa: E402

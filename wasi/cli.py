@@ -31,8 +31,8 @@ def build_parser():
     add("--whiten", type=int, default=0, metavar="N", help="choose the factors on N calibration batches; 0: plain SVD")
     add("--bits", type=int, choices=(4, 8), default=4, help="of the frozen residual of qwasi and the frozen weights of qlora")
     add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
-    add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as 0.5,0.5,64 "
-                                   "(the default of asi, wasi and amc)")
+    add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as "
+                                   "0.5,0.5,64 (the default of asi, wasi and amc)")
     add("--targets", default="mlp", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
     add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 20)")
     add("--batch-size", type=int, default=64)
@@ -68,7 +68,8 @@ def train_command(args):
         train_one(args, methods[0], out)
     else:
         for method in methods:
-            status = subprocess.call([sys.executable, "-m", "wasi", *_words_for(args, method, out / method)])
+            # -P: started in a checkout, the child too must import the installed package, not the sources.
+            status = subprocess.call([sys.executable, "-P", "-m", "wasi", *_words_for(args, method, out / method)])
             if status:
                 return status
     print(summarise(out, methods))
@@ -146,7 +147,8 @@ def summarise(out, methods):
     from wasi.training.runlog import plot_curves, read_steps
 
     folders = {m: out / m if len(methods) > 1 else out for m in methods}
-    lines = ["| method | parameters | top-1 | seconds a step | peak memory above start | of it in steps |", "|---|---|---|---|---|---|"]
+    lines = ["| method | parameters | top-1 | seconds a step | peak memory above start | of it in steps |",
+             "|---|---|---|---|---|---|"]
     curves = {}
     for method, folder in folders.items():
         r = json.loads((folder / "result.json").read_text())
