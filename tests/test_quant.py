@@ -1,11 +1,10 @@
-import ast
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from compilers import isa_flags, need_tools
 from tables import LINEAR_SHAPES, assert_close, relative_error
 
 import wasi
@@ -229,14 +228,6 @@ def test_bad_input_is_refused_by_name(rng):
 # The kernels of other machines
 
 
-def isa_flags(machine):
-    """The instruction sets and compiler flags that setup.py builds for a machine."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == "ISA_FLAGS":
-            return ast.literal_eval(node.value)[machine]
-    raise AssertionError("setup.py: no ISA_FLAGS")
-
-
 def run_driver(folder, compiler, machine, emulator=()):
     """{isa: checksum} as tests/native/qgemm_sums.c prints it, with the kernels of every instruction set."""
     common = [compiler, "-std=gnu11", "-O2", "-fopenmp-simd", "-Wall", "-I", ROOT / "csrc"]
@@ -253,12 +244,6 @@ def run_driver(folder, compiler, machine, emulator=()):
     run = subprocess.run([*emulator, program], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     return dict(line.split() for line in run.stdout.splitlines())
-
-
-def need_tools(*names):
-    for name in names:
-        if shutil.which(name) is None:
-            pytest.skip(f"needs {name} (apt-get install gcc-aarch64-linux-gnu qemu-user)")
 
 
 def test_the_sums_are_the_same_on_every_machine(tmp_path):

@@ -1,0 +1,19 @@
+"""The examples of the docstrings are true."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import wasi
+
+# wasi.__main__ runs the command when it is imported.
+MODULES = sorted(m.name for m in pkgutil.walk_packages(wasi.__path__, "wasi.") if not m.name.endswith(("__main__", "._core")))
+
+
+@pytest.mark.parametrize("name", ["wasi", *MODULES])
+def test_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # examples may write files
+    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert results.failed == 0
