@@ -83,14 +83,17 @@ def main():
         ranks = plain_ranks(args, variance)
         records += [record(method, variance, ranks) for method in METHODS]
 
+    def ranks(r):
+        return f"{min(r['ranks'].values())}-{max(r['ranks'].values())}" if r["ranks"] else "full"
+
     def top1(epoch):
         return lambda r: " / ".join(f"{f(s[epoch] for s in r['top1']):.1f}" for f in (statistics.mean, min, max))
 
-    write_results("wsi_accuracy", f"Fine-tuning ViT-Ti/16 by WSI: top-1 % after each epoch, mean / min / max of seeds {args.seeds}",
-                  records, {
+    title = f"Fine-tuning ViT-Ti/16 by WSI: top-1 % after each epoch, mean / min / max of seeds {args.seeds}"
+    write_results("wsi_accuracy", title, records, {
                       "method": lambda r: r["method"],
                       "variance of the plain SVD": lambda r: r["variance"] or "",
-                      "ranks (of 192)": lambda r: f"{min(r['ranks'].values())}-{max(r['ranks'].values())}" if r["ranks"] else "full",
+                      "ranks (of 192)": ranks,
                       **{f"epoch {e + 1}": top1(e) for e in range(args.epochs)},
                   })
 

@@ -14,7 +14,7 @@ SMALL = {"img_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_class
 
 def small_model(rng, factored):
     model = wasi.create_model("vit_micro_patch8_64", **SMALL)
-    for name, p in model.named_parameters():  # away from the zeros and ones of a fresh model, so that every path matters
+    for _, p in model.named_parameters():  # away from the zeros and ones of a fresh model, so that every path matters
         p.data += (0.3 * rng.standard_normal(p.data.shape)).astype(np.float32)
     if factored:
         wasi.factorize(model, variance=0.8, target_modules=("all",), verbose=False)
@@ -209,7 +209,8 @@ def test_bad_weight_files_are_refused_by_name(rng, tmp_path):
     with pytest.raises(ValueError, match="cut.safetensors is truncated or not one"):
         load_weights(model, cut)
     other = wasi.create_model("vit_micro_patch8_64", **{**SMALL, "embed_dim": 12, "depth": 3})
-    with pytest.raises(ValueError, match=r"blocks.0.norm1.weight: expected shape \(12,\), got \(24,\)(.|\n)*blocks.2.norm1.weight: missing"):
+    with pytest.raises(ValueError, match=r"blocks.0.norm1.weight: expected shape \(12,\), got \(24,\)(.|\n)*"
+                                         r"blocks.2.norm1.weight: missing"):
         load_weights(other, good)
     model.head.weight.data[0, 0] = np.nan
     poisoned = tmp_path / "nan.safetensors"

@@ -6,4 +6,5 @@ from wasi.layers.module import Module, Parameter
 from wasi.layers.norm import LayerNorm
 from wasi.layers.transformer import ActivationPolicy, Attention, Block, Mlp
 
-__all__ = ["ActivationCompression", "ActivationPolicy", "Attention", "Block", "FactoredLinear", "LayerNorm", "Linear", "Mlp", "Module", "Parameter"]
+__all__ = ["ActivationCompression", "ActivationPolicy", "Attention", "Block", "FactoredLinear", "LayerNorm", "Linear", "Mlp",
+           "Module", "Parameter"]

@@ -17,9 +17,9 @@ class Compressed(NamedTuple):
 class ActivationCompression:
     """Compresses the inputs of one linear layer, step after step, each from the subspaces of the one before.
 
-    ranks: (batch, tokens, channels), each a share in (0, 1] of the mode's size or a number (capped at the size); all modes between
-    the first and the last take the middle one. method: "asi", one warm-started subspace iteration a mode; "hosvd", the sequentially
-    truncated decomposition from scratch each time (AMC).
+    ranks: (batch, tokens, channels), each a share in (0, 1] of the mode's size or a number (capped at the size); all modes
+    between the first and the last take the middle one. method: "asi", one warm-started subspace iteration a mode; "hosvd", the
+    sequentially truncated decomposition from scratch each time (AMC).
     The gradient is exact for the compressed input: dW = dy' x~.
 
     Source: WASI (arXiv 2510.09160), section 3.3; AMC is its comparison of section 4.

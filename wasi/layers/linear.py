@@ -1,8 +1,8 @@
 """Linear layers with their parameters: dense y = x W' + b, and factored y = (x R') L' + b.
 
 Both keep for backward what their caller does not promise to give again: a block that can recompute a linear's input
-(a LayerNorm's output, a GELU) calls forward with keep_input=False and passes the input to backward. With a `compression` they keep
-the input's Tucker factors instead, and need no input again.
+(a LayerNorm's output, a GELU) calls forward with keep_input=False and passes the input to backward. With a `compression` they
+keep the input's Tucker factors instead, and need no input again.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """The parts of a pre-norm transformer block, smallest first: attention, MLP, block.
 
 B batch, N tokens, C channels, H heads. In units of one B x N x C array a block keeps, by default: its input 1, qkv 3, attention's
-output 1, the second norm's input 1, the MLP's pre-activation 4 (for an MLP of four times the width). The inputs of qkv, fc1 and fc2
-are recomputed from these. `ActivationPolicy` names what else can be traded.
+output 1, the second norm's input 1, the MLP's pre-activation 4 (for an MLP of four times the width). The inputs of qkv, fc1 and
+fc2 are recomputed from these. `ActivationPolicy` names what else can be traded.
 """
 
 from dataclasses import dataclass

@@ -18,9 +18,9 @@ def list_models():
 def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **overrides):
     """Makes a model.
 
-    Parameters: name, one of `list_models()`; num_classes, default that of the architecture; img_size in pixels a side, default the
-    architecture's; weights, a safetensors file with timm or torchvision names, or None for random weights drawn by `seed`; further
-    keywords replace fields of the configuration (embed_dim, depth, ...).
+    Parameters: name, one of `list_models()`; num_classes, default that of the architecture; img_size in pixels a side, default
+    the architecture's; weights, a safetensors file with timm or torchvision names, or None for random weights drawn by `seed`;
+    further keywords replace fields of the configuration (embed_dim, depth, ...).
     Returns the model. Raises ValueError for an unknown name or an impossible size; see `load_weights` for the file's errors.
 
     >>> create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, depth=1).config.grid
@@ -41,7 +41,8 @@ def load_model(path):
     """
     file = TensorFile(path)
     if "wasi" not in file.metadata:
-        raise WeightsError(f"weights: {file.path.name} was not saved by wasi; make the model with create_model(name, weights=...)")
+        raise WeightsError(f"weights: {file.path.name} was not saved by wasi; make the model with "
+                           "create_model(name, weights=...)")
     header = json.loads(file.metadata["wasi"])
     if header["format_version"] > FORMAT_VERSION:
         raise WeightsError(f"weights: {file.path.name} has format version {header['format_version']}; "

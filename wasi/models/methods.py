@@ -33,8 +33,8 @@ class MethodOptions:
     bits: int = 4  # of the frozen residual or base
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
     seed: int = 0  # of LoRA's random start
-    activation_ranks: tuple | None = None  # (batch, tokens, channels) for compressed inputs: shares or numbers; None: the method's
-    #                                        default, (0.5, 0.5, 64) for asi, amc and wasi, else inputs are kept as they are
+    activation_ranks: tuple | None = None  # (batch, tokens, channels) for compressed inputs: shares or numbers; None: the
+    #                                        method's default, (0.5, 0.5, 64) for asi, amc and wasi, else inputs stay as they are
 
 
 def apply_method(model, method, options=MethodOptions(), whiten=None, verbose=True):

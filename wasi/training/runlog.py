@@ -48,7 +48,7 @@ class StepLog:
     """steps.csv of a run folder: a row a step, flushed as it is written."""
 
     def __init__(self, folder):
-        self._file = open(folder.path / "steps.csv", "w", newline="")
+        self._file = open(folder.path / "steps.csv", "w", newline="")  # noqa: SIM115 (closed by close)
         self._writer = csv.DictWriter(self._file, STEP_FIELDS)
         self._writer.writeheader()
 
