@@ -8,6 +8,7 @@
 
 enum {
     CHUNK_BYTES = 2 << 20, /* tiles of a chunk: they go by once a panel, from L2 or L3 */
+    TOKENS_GRAIN = 32768,  /* activations that are worth waking a thread for to quantise them */
     EXACT_COLUMNS = 2 * WASI_QUANT_BLOCK
 };
 
@@ -111,11 +112,12 @@ static wasi_status panels_part(void *ctx, wasi_int begin, wasi_int end, int part
 static wasi_status integer_product(const qgemm_job *whole, int n_threads)
 {
     qgemm_job job = *whole;
+    wasi_int grain = WASI_MAX(1, TOKENS_GRAIN / (WASI_TILE_ROWS * job.K)) * WASI_TILE_ROWS;
     for (wasi_int m = 0; m < whole->M; m += whole->chunk) {
         job.M = WASI_MIN(whole->chunk, whole->M - m);
         job.A = whole->A + m * whole->K;
         job.C = whole->C + m * whole->N;
-        WASI_TRY(wasi_parallel(n_threads, job.M, WASI_TILE_ROWS, tokens_part, &job));
+        WASI_TRY(wasi_parallel(n_threads, job.M, grain, tokens_part, &job));
         WASI_TRY(wasi_parallel(n_threads, job.N, WASI_PANEL_COLUMNS, panels_part, &job));
     }
     return WASI_OK;

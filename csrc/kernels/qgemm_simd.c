@@ -27,23 +27,35 @@ wasi_int WASI_SIMD(wasi_units)(wasi_int K)
 
 /* ---- activations ---- */
 
+static inline void see(float v, float *low, float *high, float *bad)
+{
+    *low = v < *low ? v : *low;
+    *high = v > *high ? v : *high;
+    *bad += v * 0;
+}
+
 static void quantize_token(code *u, float *t, int32_t *z, const float *a, const float *scale, wasi_int K)
 {
-    enum { STRIP = 64 };
-    float low = 0, high = 0, finite = 0; /* finite: 0, or NaN */
-#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : finite)
-    for (wasi_int k = 0; k < K; k++) {
-        float v = a[k] * scale[k];
-        low = v < low ? v : low;
-        high = v > high ? v : high;
-        finite += v * 0;
+    enum { STRIP = 64, LANES = 16 };
+    float lows[LANES] = {0}, highs[LANES] = {0}, bad[LANES] = {0}; /* bad: 0, or NaN */
+    wasi_int whole = K - K % LANES;
+    for (wasi_int k = 0; k < whole; k += LANES)
+        for (wasi_int j = 0; j < LANES; j++)
+            see(a[k + j] * scale[k + j], lows + j, highs + j, bad + j);
+    for (wasi_int k = whole; k < K; k++)
+        see(a[k] * scale[k], lows, highs, bad);
+    float low = 0, high = 0, any_bad = 0;
+    for (int j = 0; j < LANES; j++) {
+        low = WASI_MIN(low, lows[j]);
+        high = WASI_MAX(high, highs[j]);
+        any_bad += bad[j];
     }
     float range = high - low;
-    if (!isfinite(finite + range)) {
+    if (!isfinite(range + any_bad)) {
         *t = NAN;
         *z = 0;
-        for (wasi_int k = 0; k < K; k += PACK)
-            memset(u + k / PACK * TILE_STEP, 0, WASI_UNIT_BYTES);
+        for (wasi_int k = 0; k < K; k += PACK, u += TILE_STEP)
+            memset(u, 0, WASI_UNIT_BYTES);
         return;
     }
     bool flat = range < 1e-35f; /* 255 / range stays finite */
@@ -61,8 +73,8 @@ static void quantize_token(code *u, float *t, int32_t *z, const float *a, const 
         }
         for (wasi_int j = n; j % PACK; j++)
             strip[j] = (code)*z;
-        for (wasi_int j = 0; j < n; j += PACK)
-            memcpy(u + (k + j) / PACK * TILE_STEP, strip + j, WASI_UNIT_BYTES);
+        for (wasi_int j = 0; j < n; j += PACK, u += TILE_STEP)
+            memcpy(u, strip + j, WASI_UNIT_BYTES);
     }
 }
 
