@@ -67,6 +67,7 @@ static int module_exec(PyObject *module)
         wasi_norm_methods,
         wasi_optim_methods,
         wasi_quant_methods,
+        wasi_rsvd_methods,
         wasi_tucker_methods,
         wasi_wsi_methods,
     };

@@ -9,10 +9,11 @@ extern PyMethodDef wasi_attention_methods[];
 extern PyMethodDef wasi_embed_methods[];
 extern PyMethodDef wasi_linalg_methods[];
 extern PyMethodDef wasi_linear_methods[];
-extern PyMethodDef wasi_optim_methods[];
 extern PyMethodDef wasi_loss_methods[];
 extern PyMethodDef wasi_norm_methods[];
+extern PyMethodDef wasi_optim_methods[];
 extern PyMethodDef wasi_quant_methods[];
+extern PyMethodDef wasi_rsvd_methods[];
 extern PyMethodDef wasi_tucker_methods[];
 extern PyMethodDef wasi_wsi_methods[];
 

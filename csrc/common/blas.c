@@ -136,6 +136,26 @@ wasi_status wasi_dtrtri(wasi_int n, double *T, wasi_int ldt)
 WASI_QR(wasi_sqr, wasi_sqr_q, wasi_sqr_lwork, float, LAPACKE_sgelqf_work, LAPACKE_sorglq_work)
 WASI_QR(wasi_dqr, wasi_dqr_q, wasi_dqr_lwork, double, LAPACKE_dgelqf_work, LAPACKE_dorglq_work)
 
+wasi_status wasi_dpivoted_qr(wasi_int n, double *A, int32_t *pivot, double *tau, double *work, wasi_int lwork)
+{
+    if (too_big(n, lwork, 0))
+        return WASI_ERR_OVERFLOW;
+    for (wasi_int i = 0; i < n; i++)
+        pivot[i] = 0;
+    return outcome(BLAS(LAPACKE_dgeqp3_work)(LAPACK_COL_MAJOR, (int)n, (int)n, A, (int)n, pivot, tau, work, (int)lwork),
+                   WASI_ERR_LAPACK);
+}
+
+wasi_int wasi_dpivoted_qr_lwork(wasi_int n)
+{
+    double size = 1, unused = 0;
+    int32_t iunused = 0;
+    if (too_big(n, 0, 0))
+        return 1;
+    BLAS(LAPACKE_dgeqp3_work)(LAPACK_COL_MAJOR, (int)n, (int)n, &unused, (int)n, &iunused, &unused, &size, -1);
+    return rounded_up(size);
+}
+
 /* Row-major A = U S V' is the column-major A' (n x m) = V S U': LAPACK's U is our V and its V' our U'. */
 #define WASI_SVD(svd, safe, svd_lwork, real, gesdd, gesvd)                                                             \
     wasi_status svd(wasi_int m, wasi_int n, real *A, real *S, real *other, real *work, wasi_int lwork, int32_t *iwork) \
@@ -189,4 +209,14 @@ wasi_int wasi_deigh_lwork(wasi_int n)
         return 1;
     BLAS(LAPACKE_dsyevd_work)(LAPACK_COL_MAJOR, 'V', 'L', (int)n, &unused, (int)n, &unused, &size, -1, &iunused, -1);
     return rounded_up(size);
+}
+
+wasi_status wasi_deigvals(wasi_int n, double *A, double *w, double *work)
+{
+    int32_t iwork = 0;
+    if (too_big(2 * n + 1, 0, 0))
+        return WASI_ERR_OVERFLOW;
+    return outcome(BLAS(LAPACKE_dsyevd_work)(LAPACK_COL_MAJOR, 'N', 'L', (int)n, A, (int)n, w, work, (int)(2 * n + 1),
+                                             &iwork, 1),
+                   WASI_ERR_LAPACK);
 }

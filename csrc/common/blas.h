@@ -57,6 +57,11 @@ wasi_status wasi_dqr_q(wasi_int m, wasi_int k, double *A, wasi_int lda, const do
 wasi_int wasi_sqr_lwork(wasi_int m, wasi_int k);
 wasi_int wasi_dqr_lwork(wasi_int m, wasi_int k);
 
+/* R of a QR factorisation of A (n x n) with column pivoting, for its diagonal, which falls and reveals A's rank: its
+ * absolute values are those on the diagonal of A afterwards. pivot and tau hold n. */
+wasi_status wasi_dpivoted_qr(wasi_int n, double *A, int32_t *pivot, double *tau, double *work, wasi_int lwork);
+wasi_int wasi_dpivoted_qr_lwork(wasi_int n);
+
 /* A (m x n) = U S Vt by divide and conquer, r = min(m, n). The larger factor overwrites A: where m > n, A becomes
  * U (m x n) and `other` receives Vt (n x n), else A becomes Vt (m x n) and `other` U (m x m). S descends.
  * work holds wasi_?svd_lwork(m, n) numbers, iwork 8 r. WASI_ERR_LAPACK where it does not converge. */
@@ -74,5 +79,7 @@ wasi_status wasi_dsvd_safe(wasi_int m, wasi_int n, double *A, double *S, double 
  * liwork is 3 + 5 n. */
 wasi_status wasi_deigh(wasi_int n, double *A, double *w, double *work, wasi_int lwork, int32_t *iwork);
 wasi_int wasi_deigh_lwork(wasi_int n);
+/* The eigenvalues alone, ascending; A is destroyed. work holds 2 n + 1. */
+wasi_status wasi_deigvals(wasi_int n, double *A, double *w, double *work);
 
 #endif

@@ -16,12 +16,18 @@
 
 /* Q (m x k, m >= k) = an orthonormal basis whose span contains the columns of A (m x k); Q may be A. `rank` (may be
  * NULL) receives the numerical rank of A with its columns scaled to unit norm; directions below it by 1e-6 (float32)
- * or 1e-14 (float64) do not count. A = Q T for an upper triangular T.
+ * or 1e-14 (float64) do not count. k >= 1. A = Q T for an upper triangular T.
  * WASI_ERR_NONFINITE leaves Q as it was. */
 wasi_status wasi_sorth(float *Q, wasi_int *rank, const float *A, wasi_int m, wasi_int k, void *scratch, int n_threads);
 wasi_status wasi_dorth(double *Q, wasi_int *rank, const double *A, wasi_int m, wasi_int k, void *scratch,
                        int n_threads);
-size_t wasi_sorth_work(wasi_int m, wasi_int k, int n_threads);
+/* The same, with A = Q T: T and, where `regular` becomes true, Tinv = T^-1; each may be NULL. T's diagonal is not
+ * negative, so Q's signs are A's. */
+wasi_status wasi_sorth_factor(float *Q, double *T, double *Tinv, bool *regular, wasi_int *rank, const float *A,
+                              wasi_int m, wasi_int k, void *scratch, int n_threads);
+wasi_status wasi_dorth_factor(double *Q, double *T, double *Tinv, bool *regular, wasi_int *rank, const double *A,
+                              wasi_int m, wasi_int k, void *scratch, int n_threads);
+size_t wasi_sorth_work(wasi_int m, wasi_int k, int n_threads); /* serves both */
 size_t wasi_dorth_work(wasi_int m, wasi_int k, int n_threads);
 
 /* Rows: A A' = T' T for a wide A (k x n), accurate to cond(A) and not cond(A)^2; an orthonormal basis of A's rows is

@@ -113,13 +113,13 @@ wasi_status T(divide)(real *B, const real *A, const double *Tinv, bool wide, was
     return wasi_parallel(threads_for(m, k, n_threads), m, 16, T(divide_part), &pass);
 }
 
-/* Scratch: [G, T, Tinv: k k each][factor][passes | Householder: [tau: k][work][singular values: k][iwork: 8 k]]. */
+/* Scratch: [G, T, Tinv: k k each][factor][passes | Householder: [tau, tau of R, signs: k each][work][iwork: k]]. */
 typedef struct {
-    double *G, *T, *Tinv, *S, *svd_work;
+    double *G, *T, *Tinv, *R_tau, *R_work, *sign;
     void *factor, *pass;
     real *tau, *work;
     int32_t *iwork;
-    wasi_int lwork, svd_lwork;
+    wasi_int lwork, R_lwork;
 } T(orth_scratch);
 
 static size_t T(cut_orth)(T(orth_scratch) *o, wasi_scratch s, wasi_int m, wasi_int k, int n_threads)
@@ -128,16 +128,17 @@ static size_t T(cut_orth)(T(orth_scratch) *o, wasi_scratch s, wasi_int m, wasi_i
     o->G = wasi_take(&s, square);
     o->T = wasi_take(&s, square);
     o->Tinv = wasi_take(&s, square);
+    o->sign = wasi_take(&s, (size_t)k * sizeof(double));
     o->factor = wasi_take(&s, wasi_gram_factor_work(k));
     wasi_scratch passes = s, householder = s;
     o->pass = wasi_take(&passes, T(gram_work)(m, k, n_threads));
     o->lwork = T(qr_lwork)(m, k);
-    o->svd_lwork = wasi_dsvd_lwork(k, k);
+    o->R_lwork = wasi_dpivoted_qr_lwork(k);
     o->tau = wasi_take(&householder, (size_t)k * sizeof(real));
     o->work = wasi_take(&householder, (size_t)o->lwork * sizeof(real));
-    o->S = wasi_take(&householder, (size_t)k * sizeof(double));
-    o->svd_work = wasi_take(&householder, (size_t)o->svd_lwork * sizeof(double));
-    o->iwork = wasi_take(&householder, 8 * (size_t)k * sizeof(int32_t));
+    o->R_tau = wasi_take(&householder, (size_t)k * sizeof(double));
+    o->R_work = wasi_take(&householder, (size_t)o->R_lwork * sizeof(double));
+    o->iwork = wasi_take(&householder, (size_t)k * sizeof(int32_t));
     return WASI_MAX(passes.used, householder.used);
 }
 
@@ -160,7 +161,7 @@ static wasi_status T(factor)(T(orth_scratch) *o, double *rcond, const real *A, b
     return status;
 }
 
-/* Singular values of R (k x k, upper triangle of A) with unit columns, those above the tolerance counted. */
+/* The numerical rank of R (k x k, upper triangle of A) with its columns scaled to unit norm, by pivoted QR. */
 static wasi_status T(rank_of)(wasi_int *rank, T(orth_scratch) *o, const real *A, wasi_int k)
 {
     memset(o->G, 0, (size_t)(k * k) * sizeof(double));
@@ -175,44 +176,72 @@ static wasi_status T(rank_of)(wasi_int *rank, T(orth_scratch) *o, const real *A,
         for (wasi_int i = 0; i <= j && largest > 0; i++)
             o->G[i * k + j] /= sqrt(sum);
     }
-    WASI_TRY(wasi_dsvd(k, k, o->G, o->S, o->T, o->svd_work, o->svd_lwork, o->iwork));
+    WASI_TRY(wasi_dpivoted_qr(k, o->G, o->iwork, o->R_tau, o->R_work, o->R_lwork));
     *rank = 0;
-    while (*rank < k && o->S[*rank] > RANK_TOLERANCE * o->S[0])
+    while (*rank < k && fabs(o->G[*rank * (k + 1)]) > RANK_TOLERANCE * fabs(o->G[0]))
         ++*rank;
     return WASI_OK;
 }
 
-/* A last CholeskyQR pass on a Q that is orthonormal but for rounding. */
-static wasi_status T(polish)(T(orth_scratch) *o, real *Q, wasi_int m, wasi_int k, int n_threads)
+/* One more CholeskyQR pass on a Q that is nearly orthonormal; what came off it, T and T^-1, joins Tri and Tinv. */
+static wasi_status T(polish)(T(orth_scratch) *o, real *Q, double *Tri, double *Tinv, wasi_int m, wasi_int k,
+                             int n_threads)
 {
     double rcond;
     WASI_TRY(T(factor)(o, &rcond, Q, false, m, k, n_threads));
+    if (Tri)
+        WASI_TRY(wasi_dtrmm1(true, false, k, k, o->T, k, Tri, k));
+    if (Tinv)
+        WASI_TRY(wasi_dtrmm1(false, false, k, k, o->Tinv, k, Tinv, k));
     return T(divide)(Q, Q, o->Tinv, false, m, k, o->pass, n_threads);
+}
+
+/* Householder on A, already in Q: the reflectors' signs are turned so that T's diagonal is not negative. */
+static wasi_status T(householder)(T(orth_scratch) *o, real *Q, double *Tri, wasi_int *rank, wasi_int m, wasi_int k)
+{
+    WASI_TRY(T(qr)(m, k, Q, k, o->tau, o->work, o->lwork));
+    if (rank)
+        WASI_TRY(T(rank_of)(rank, o, Q, k));
+    for (wasi_int i = 0; i < k; i++) {
+        o->sign[i] = Q[i * k + i] < 0 ? -1 : 1;
+        for (wasi_int j = 0; j < k && Tri; j++)
+            Tri[i * k + j] = j < i ? 0 : o->sign[i] * (double)Q[i * k + j];
+    }
+    WASI_TRY(T(qr_q)(m, k, Q, k, o->tau, o->work, o->lwork));
+    for (wasi_int i = 0; i < m; i++)
+        for (wasi_int j = 0; j < k; j++)
+            Q[i * k + j] *= (real)o->sign[j];
+    return WASI_OK;
+}
+
+wasi_status T(orth_factor)(real *Q, double *Tri, double *Tinv, bool *regular, wasi_int *rank, const real *A, wasi_int m,
+                           wasi_int k, void *scratch, int n_threads)
+{
+    T(orth_scratch) o;
+    T(cut_orth)(&o, wasi_scratch_on(scratch), m, k, n_threads);
+    double rcond;
+    WASI_TRY(T(factor)(&o, &rcond, A, false, m, k, n_threads));
+    *regular = rcond >= HOUSEHOLDER;
+    if (*regular) {
+        if (rank)
+            *rank = k;
+        if (Tri)
+            memcpy(Tri, o.T, (size_t)(k * k) * sizeof(double));
+        if (Tinv)
+            memcpy(Tinv, o.Tinv, (size_t)(k * k) * sizeof(double));
+        WASI_TRY(T(divide)(Q, A, o.Tinv, false, m, k, o.pass, n_threads));
+        return rcond >= ONE_PASS ? WASI_OK : T(polish)(&o, Q, Tri, Tinv, m, k, n_threads);
+    }
+    if (Q != A)
+        memcpy(Q, A, (size_t)(m * k) * sizeof(real));
+    WASI_TRY(T(householder)(&o, Q, Tri, rank, m, k));
+    return WASI_IS_F32 ? T(polish)(&o, Q, Tri, NULL, m, k, n_threads) : WASI_OK;
 }
 
 wasi_status T(orth)(real *Q, wasi_int *rank, const real *A, wasi_int m, wasi_int k, void *scratch, int n_threads)
 {
-    T(orth_scratch) o;
-    T(cut_orth)(&o, wasi_scratch_on(scratch), m, k, n_threads);
-    if (rank)
-        *rank = k;
-    if (k == 0)
-        return WASI_OK;
-    double rcond;
-    WASI_TRY(T(factor)(&o, &rcond, A, false, m, k, n_threads));
-    if (rcond >= HOUSEHOLDER) {
-        WASI_TRY(T(divide)(Q, A, o.Tinv, false, m, k, o.pass, n_threads));
-        if (rcond >= ONE_PASS)
-            return WASI_OK;
-        return T(polish)(&o, Q, m, k, n_threads);
-    }
-    if (Q != A)
-        memcpy(Q, A, (size_t)(m * k) * sizeof(real));
-    WASI_TRY(T(qr)(m, k, Q, k, o.tau, o.work, o.lwork));
-    if (rank)
-        WASI_TRY(T(rank_of)(rank, &o, Q, k));
-    WASI_TRY(T(qr_q)(m, k, Q, k, o.tau, o.work, o.lwork));
-    return WASI_IS_F32 ? T(polish)(&o, Q, m, k, n_threads) : WASI_OK;
+    bool regular;
+    return T(orth_factor)(Q, NULL, NULL, &regular, rank, A, m, k, scratch, n_threads);
 }
 
 /* Scratch: [G, T, Tinv: k k each][factor][passes]. */

@@ -54,8 +54,8 @@ size_t wasi_sasi_step_work(const wasi_tucker_shape *shape, int n_iter, int n_thr
 size_t wasi_dasi_step_work(const wasi_tucker_shape *shape, int n_iter, int n_threads);
 
 /* dW (G x d_N) += g' x over all rows, for x = S x_1 U_1 ... x_N U_N seen as rows of d_N and g (d_1 x ... x d_{N-1}
- * x G): the weight gradient from a compressed activation. x is not rebuilt: of the modes before the last, some shrink g by
- * U_n' and the others grow S by U_n, in the cheapest order.
+ * x G): the weight gradient from a compressed activation. x is not rebuilt: of the modes before the last, some shrink g
+ * by U_n' and the others grow S by U_n, in the cheapest order.
  * The factors need not be orthonormal. For a factored layer: dR += gl' x with g = gl, and dL += dy' z with g = dy and
  * R U_N in the place of U_N. */
 wasi_status wasi_smatmul_tucker(float *dW, const float *g, const float *S, const float *const *U,

@@ -1,9 +1,17 @@
-"""Subspace linear algebra: bases, truncated SVD, Tucker decompositions, the WSI and ASI steps.
+"""Subspace linear algebra: bases, exact, randomised and tracked SVD, Tucker forms, the WSI and ASI steps.
 
 Arrays are float32 or float64 and C-contiguous; a result has the type of its input. Nothing is copied
 silently, and NaN or Inf in an input is an ArithmeticError that names it.
 """
 
+from wasi.linalg.rsvd import (
+    AdaptiveSvd,
+    SubspaceTracker,
+    adaptive_svd,
+    diff_norm,
+    randomized_svd,
+    subspace_svd,
+)
 from wasi.linalg.svd import orthonormalize, truncated_svd, whitened_svd
 from wasi.linalg.tensor import (
     asi_factors,
@@ -17,12 +25,18 @@ from wasi.linalg.tensor import (
 from wasi.linalg.wsi import WsiState, wsi_gradient_norm2, wsi_state_shapes, wsi_step
 
 __all__ = [
+    "AdaptiveSvd",
+    "SubspaceTracker",
     "WsiState",
+    "adaptive_svd",
     "asi_factors",
     "asi_step",
+    "diff_norm",
     "matmul_tucker",
     "mode_dot",
     "orthonormalize",
+    "randomized_svd",
+    "subspace_svd",
     "truncated_svd",
     "tucker",
     "tucker_error",

@@ -107,7 +107,7 @@ def _project(A, factors, skip=None):
 
 
 def asi_factors(shape, ranks, dtype=np.float32):
-    """Factors for `asi_step` to start from: zeros (d_n, K_n), which mean not yet warm; None for ranks[n] >= d_n."""
+    """Factors for `asi_step` to start from: zeros (d_n, K_n), not yet warm; None for ranks[n] >= d_n."""
     return [None if K >= d else np.zeros((d, K), dtype) for d, K in zip(shape, ranks)]
 
 

@@ -1,0 +1,36 @@
+#include "kernels/rsvd.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "common/blas.h"
+#include "common/parallel.h"
+#include "common/scratch.h"
+#include "kernels/gemm.h"
+#include "kernels/linalg_simd.h"
+#include "kernels/orth.h"
+#include "kernels/random_simd.h"
+#include "kernels/wsi_simd.h"
+
+enum {
+    ROWS = 128,    /* rows of B in one piece of a pass that does not keep its product */
+    DIFF_ROWS = 64 /* rows of a difference that exist at a time */
+};
+
+/* Chebyshev's interval [0, a] is of use only where a is not negligible; elsewhere powers converge at once. */
+#define SMALLEST_INTERVAL 1e-4
+#define INTERVAL 0.7
+/* Random numbers that fill up a deficient block, relative to its orthonormal columns. */
+#define FILLING 1e-2
+
+/* Parts sum squares into their own place. */
+typedef struct {
+    const void *x;
+    double *sums;
+} norm_job;
+
+#include "common/real32.h"
+#include "kernels/rsvd_real.h"
+
+#include "common/real64.h"
+#include "kernels/rsvd_real.h"
