@@ -23,7 +23,7 @@ def build_parser():
     add = train.add_argument
     add("--data", help="image folder, tar, tar.gz or npz (default: the shipped sign-language digits)")
     add("--weights", help="safetensors file with timm or torchvision names to start from (default: random)")
-    add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch8_64)")
+    add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32)")
     add("--method", default="dense,wsi", help=f"one or more of {', '.join(METHODS)}, separated by commas")
     add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
     add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
@@ -34,17 +34,17 @@ def build_parser():
     add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as "
                                    "0.5,0.5,64 (the default of asi, wasi and amc)")
     add("--targets", default="mlp", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
-    add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 20)")
-    add("--batch-size", type=int, default=64)
+    add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 30)")
+    add("--batch-size", type=int, default=32)
     add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
     add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd with --weights, else adamw)")
-    add("--lr", type=float, help="(default: 0.05 for sgd, 0.001 for adamw)")
-    add("--momentum", type=float, default=0.0)
+    add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw)")
+    add("--momentum", type=float, default=0.9, help="of sgd")
     add("--weight-decay", type=float, help="(default: 0 for sgd, 0.05 for adamw)")
     add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
-    add("--label-smoothing", type=float, default=0.0)
+    add("--label-smoothing", type=float, help="(default: 0 with --weights, else 0.1)")
     add("--schedule", choices=("constant", "cosine", "linear"), default="cosine")
-    add("--warmup", type=int, default=0, help="steps of linear warm-up")
+    add("--warmup", type=int, help="steps of linear warm-up (default: 10 with --weights, else 100)")
     add("--img-size", type=int, help="pixels a side (default: the architecture's)")
     add("--limit", type=int, help="use at most this many training images, evenly over the classes")
     add("--limit-val", type=int, help="the same for validation images")
@@ -108,7 +108,7 @@ def train_one(args, method, out):
     train_set = train_set.subset(args.limit, args.seed) if args.limit else train_set
     val_set = val_set.subset(args.limit_val, args.seed) if args.limit_val else val_set
 
-    name = args.model or ("vit_tiny_patch16_224" if args.weights else "vit_micro_patch8_64")
+    name = args.model or ("vit_tiny_patch16_224" if args.weights else "vit_micro_patch4_32")
     model = wasi.create_model(name, num_classes=len(train_set.classes), img_size=args.img_size, weights=args.weights,
                               seed=args.seed)
     size = model.config.img_size
@@ -123,15 +123,15 @@ def train_one(args, method, out):
     apply_method(model, method, options, calibration or None)
     optimizer = args.optimizer or ("sgd" if args.weights else "adamw")
     config = TrainConfig(
-        epochs=args.epochs or (2 if args.weights else 20),
-        lr=args.lr or {"sgd": 0.05, "adamw": 0.001}[optimizer],
+        epochs=args.epochs or (2 if args.weights else 30),
+        lr=args.lr or {"sgd": 0.02, "adamw": 0.003}[optimizer],
         optimizer=optimizer,
         momentum=args.momentum,
         weight_decay={"sgd": 0.0, "adamw": 0.05}[optimizer] if args.weight_decay is None else args.weight_decay,
         clip_norm=args.clip or None,
         schedule=args.schedule,
-        n_warmup=args.warmup,
-        label_smoothing=args.label_smoothing,
+        n_warmup=(10 if args.weights else 100) if args.warmup is None else args.warmup,
+        label_smoothing=(0.0 if args.weights else 0.1) if args.label_smoothing is None else args.label_smoothing,
         micro_batch=args.micro_batch,
     )
     folder.write_json("config.json", {"method": method, "model": name, "img_size": size, "classes": list(train_set.classes),
