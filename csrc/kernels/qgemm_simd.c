@@ -44,14 +44,14 @@ static void quantize_token(code *u, float *t, int32_t *z, const float *a, const 
             see(a[k + j] * scale[k + j], lows + j, highs + j, bad + j);
     for (wasi_int k = whole; k < K; k++)
         see(a[k] * scale[k], lows, highs, bad);
-    float low = 0, high = 0, any_bad = 0;
-    for (int j = 0; j < LANES; j++) {
-        low = WASI_MIN(low, lows[j]);
-        high = WASI_MAX(high, highs[j]);
-        any_bad += bad[j];
-    }
-    float range = high - low;
-    if (!isfinite(range + any_bad)) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int j = 0; j < half; j++) {
+            lows[j] = lows[j + half] < lows[j] ? lows[j + half] : lows[j];
+            highs[j] = highs[j + half] > highs[j] ? highs[j + half] : highs[j];
+            bad[j] += bad[j + half];
+        }
+    float low = lows[0], range = highs[0] - low;
+    if (!isfinite(range + bad[0])) {
         *t = NAN;
         *z = 0;
         for (wasi_int k = 0; k < K; k += PACK, u += TILE_STEP)
