@@ -23,6 +23,15 @@ MEANING = {
 WEIGHTS = "vit_tiny_patch16_224.safetensors"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Problems of this size only wait for a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def top1(model, images):
     with torch.no_grad():
         return model(preprocess(images)).argmax(1).tolist()
