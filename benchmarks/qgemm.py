@@ -1,9 +1,11 @@
 """Integer products with a frozen 4-bit weight against BLAS in float32: y = x W' and dx = dy W.
 
-Each figure of the integer path includes quantising the activations and expanding the weights.
+Each figure of the integer path includes quantising the activations and expanding the weights. "cores" is the processor
+time of the whole measurement over its wall-clock time: below the number of threads where other work took the rest.
 """
 
 import argparse
+import time
 
 import harness
 import numpy as np
@@ -20,6 +22,7 @@ COLUMNS = {
     "exact y": lambda r: rate(r, "exact y"),
     "sgemm dx": lambda r: rate(r, "sgemm dx"),
     "4-bit dx": lambda r: rate(r, "4-bit dx"),
+    "cores": lambda r: f"{r['cores_had']:.1f}",
     "times faster, y": lambda r: faster(r, "y"),
     "times faster, dx": lambda r: faster(r, "dx"),
 }
@@ -55,11 +58,14 @@ def measure(tokens, O, I, rounds, seconds):
     def repeated(call):
         return lambda: [call() for _ in range(repeat)] and None
 
+    wall, processor = time.perf_counter(), time.process_time()
     record = harness.interleave({name: repeated(call) for name, call in calls.items()}, rounds)
+    cores_had = (time.process_time() - processor) / (time.perf_counter() - wall)
     for spread in record["seconds"].values():
         spread.update({key: value / repeat for key, value in spread.items()})
     context = harness.context(wasi.get_num_threads())
-    return {"tokens": tokens, "shape": [O, I], "repeat": repeat, **record, **context}
+    return {"tokens": tokens, "shape": [O, I], "repeat": repeat, "cores_had": cores_had,
+            **record, **context}
 
 
 def main():
