@@ -1,7 +1,7 @@
 """Integer products with a frozen 4-bit weight against BLAS in float32: y = x W' and dx = dy W.
 
-Each figure of the integer path includes quantising the activations and expanding the weights. "cores" is the processor
-time of the whole measurement over its wall-clock time: below the number of threads where other work took the rest.
+Each figure of the integer path includes quantising the activations and expanding the weights. "cores" is the
+processor time of the whole measurement over its wall-clock time: less than the threads where other work took the rest.
 """
 
 import argparse
@@ -82,8 +82,8 @@ def main():
         for O, I in SIZES:
             records.append(measure(tokens, O, I, arguments.rounds, arguments.seconds))
             print(harness.markdown_table(records[-1:], COLUMNS).splitlines()[-1], flush=True)
-    title = ("Products with a frozen 4-bit weight: GOP/s at the lower quartile of the times, and how many times "
-             "faster than sgemm (median and quartiles of pairs timed in alternation)")
+    title = ("Products with a frozen 4-bit weight: GOP/s at the lower quartile of the times, and how many "
+             "times faster than sgemm (median and quartiles of pairs timed in alternation)")
     harness.write_results(arguments.out, title, records, COLUMNS)
 
 
