@@ -8,16 +8,9 @@
 #include "common/scratch.h"
 #include "kernels/linalg_simd.h"
 
-enum { CHUNK_NUMBERS = 32768, CHUNK_MIN = 128 }; /* a float64 chunk is 256 KiB, or CHUNK_MIN rows */
+enum { CHUNK = 128 }; /* rows (or columns) of a block in float64 at a time: what syrk and trmm do fastest */
 
 #define COLLAPSED 1e-13 /* rcond(G) of rows that are dependent to float32 accuracy */
-
-/* Rows (or columns) of a block that are widened to float64 at a time. */
-static wasi_int chunk_length(wasi_int m, wasi_int k)
-{
-    wasi_int length = CHUNK_NUMBERS / WASI_MAX(k, 1) / 16 * 16;
-    return WASI_MIN(WASI_MAX(length, CHUNK_MIN), m);
-}
 
 /* Threads that are worth starting on a pass over m x k with a k x k matrix. */
 static int threads_for(wasi_int m, wasi_int k, int n_threads)

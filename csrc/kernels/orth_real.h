@@ -13,7 +13,7 @@
 #define RANK_TOLERANCE 1e-14
 #endif
 
-/* Scratch of the passes, for each part of the loop: [G: k k][chunk: chunk_length(m, k) k] float64. */
+/* Scratch of the passes, for each part of the loop: [G: k k][chunk: min(CHUNK, m) k] float64. */
 typedef struct {
     const real *A;
     real *B;
@@ -26,7 +26,7 @@ typedef struct {
 
 static size_t T(cut_pass)(T(pass) *pass, wasi_scratch s, wasi_int m, wasi_int k, int n_threads)
 {
-    pass->stride = (size_t)(k * k + chunk_length(m, k) * k + 8);
+    pass->stride = (size_t)(k * k + WASI_MIN(CHUNK, m) * k + 8);
     pass->base = wasi_take(&s, pass->stride * (size_t)n_threads * sizeof(double));
     return s.used;
 }
@@ -56,7 +56,7 @@ static wasi_status T(gram_part)(void *ctx, wasi_int begin, wasi_int end, int par
 {
     const T(pass) *p = ctx;
     double *G = p->base + (size_t)part * p->stride, *chunk = G + p->k * p->k;
-    wasi_int length = WASI_IS_F32 ? chunk_length(p->m, p->k) : end - begin, ld;
+    wasi_int length = WASI_IS_F32 ? CHUNK : end - begin, ld;
     for (wasi_int at = begin; at < end; at += length) {
         wasi_int to = WASI_MIN(at + length, end);
         const double *A = T(as_double)(p, at, to, chunk, &ld);
@@ -86,9 +86,8 @@ wasi_status T(gram)(double *G, const real *A, bool wide, wasi_int m, wasi_int k,
 static wasi_status T(divide_part)(void *ctx, wasi_int begin, wasi_int end, int part)
 {
     const T(pass) *p = ctx;
-    wasi_int length = chunk_length(p->m, p->k);
-    for (wasi_int at = begin; at < end; at += length) {
-        wasi_int n = WASI_MIN(length, end - at), offset = at * (p->wide ? 1 : p->k);
+    for (wasi_int at = begin; at < end; at += CHUNK) {
+        wasi_int n = WASI_MIN(CHUNK, end - at), offset = at * (p->wide ? 1 : p->k);
         wasi_int ld = p->wide ? p->m : p->k, rows = p->wide ? p->k : n, cols = p->wide ? n : p->k;
 #if WASI_IS_F32
         double *chunk = p->base + (size_t)part * p->stride + p->k * p->k;

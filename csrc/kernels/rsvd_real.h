@@ -202,8 +202,8 @@ wasi_status T(range)(real *V, real *X, real *previous, real *W, const real *A, w
 
 /* Scratch, D = l or 2 l columns of the basis:
  * [G, then its eigenvectors: D D][w: D][Tri: K K, float64][Y: K D]
- * and, sharing memory: [eigen work][iwork: 3 + 5 D] | [sums: D D per thread][pieces: ROWS D per thread, float64]
- * [products: ROWS l per thread] | [rows: ROWS K per thread] | [orth]
+ * and, sharing memory: [eigen work][iwork: 3 + 5 D] | [sums: D D per thread, or in `right`][pieces: WIDENED D per
+ * thread, float64][products: ROWS l per thread] | [rows: ROWS K per thread] | [orth]
  * | float64 only: [other factor: K K][svd work][iwork: 8 K][rows: ROWS K per thread][right: q K]. */
 typedef struct {
     double *G, *w, *Tri, *eigen, *sums, *pieces, *other, *svd_work;
@@ -226,8 +226,9 @@ static size_t T(cut_ritz)(T(ritz_scratch) *r, wasi_scratch s, wasi_int p, wasi_i
     r->eigen = wasi_take(&eigen, (size_t)r->eigen_lwork * sizeof(double));
     r->eigen_iwork = wasi_take(&eigen, (size_t)(3 + 5 * D) * sizeof(int32_t));
     if (two) {
-        r->sums = wasi_take(&gram, (size_t)(t * D * D) * sizeof(double));
-        r->pieces = wasi_take(&gram, (size_t)(t * ROWS * D) * sizeof(double));
+        bool fits = (size_t)(q * K) * sizeof(real) >= (size_t)(t * D * D) * sizeof(double); /* in `right` */
+        r->sums = fits ? NULL : wasi_take(&gram, (size_t)(t * D * D) * sizeof(double));
+        r->pieces = wasi_take(&gram, (size_t)(t * WIDENED * D) * sizeof(double));
         r->products = wasi_take(&gram, (size_t)(t * ROWS * l) * sizeof(real));
     } else {
         r->gram = wasi_take(&gram, T(gram_work)(p, l, n_threads));
@@ -265,21 +266,23 @@ static wasi_status T(joint_gram_part)(void *ctx, wasi_int begin, wasi_int end, i
 {
     const T(rows_job) *j = ctx;
     wasi_int l = j->l, D = j->D;
-    double *sum = j->r->sums + part * D * D, *piece = j->r->pieces + part * ROWS * D;
+    double *sum = j->r->sums + part * D * D, *piece = j->r->pieces + part * WIDENED * D;
     real *product = j->r->products + part * ROWS * l;
-    for (wasi_int at = begin; at < end; at += ROWS) {
-        wasi_int rows = WASI_MIN(ROWS, end - at);
-        WASI_TRY(T(apply_rows)(product, l, 0, j->B, at, rows, j->X, false, l));
+    for (wasi_int at = begin, n; at < end; at += n) {
+        wasi_int of = (at - begin) % ROWS, rows = WASI_MIN(ROWS, end - at);
+        if (of == 0)
+            WASI_TRY(T(apply_rows)(product, l, 0, j->B, at, rows, j->X, false, l));
+        n = WASI_MIN(WIDENED, end - at);
 #if WASI_IS_F32
-        WASI_PICK(wasi_widen)(piece, D, j->W + at * l, l, rows, l);
-        WASI_PICK(wasi_widen)(piece + l, D, product, l, rows, l);
+        WASI_PICK(wasi_widen)(piece, D, j->W + at * l, l, n, l);
+        WASI_PICK(wasi_widen)(piece + l, D, product + of * l, l, n, l);
 #else
-        for (wasi_int i = 0; i < rows; i++) {
+        for (wasi_int i = 0; i < n; i++) {
             memcpy(piece + i * D, j->W + (at + i) * l, (size_t)l * sizeof(real));
-            memcpy(piece + i * D + l, product + i * l, (size_t)l * sizeof(real));
+            memcpy(piece + i * D + l, product + (of + i) * l, (size_t)l * sizeof(real));
         }
 #endif
-        WASI_TRY(wasi_dsyrk1(true, D, rows, 1, piece, D, 1, sum, D));
+        WASI_TRY(wasi_dsyrk1(true, D, n, 1, piece, D, 1, sum, D));
     }
     return WASI_OK;
 }
@@ -353,6 +356,8 @@ wasi_status T(ritz)(real *S, real *right, real *W, const real *V, real *X, const
     T(ritz_scratch) r;
     T(cut_ritz)(&r, wasi_scratch_on(scratch), p, q, l, K, X != NULL, n_threads);
     T(rows_job) job = {.B = &B, .r = &r, .W = W, .X = X, .M = r.Y, .l = l, .K = K, .D = D};
+    if (X && r.sums == NULL)
+        r.sums = (double *)right;
     if (X)
         WASI_TRY(T(joint_gram)(&job, n_threads));
     else

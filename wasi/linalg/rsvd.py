@@ -39,6 +39,11 @@ def _scale(A, norm=None):
     return 2.0 ** -min(max(round(math.log2(norm)), -limit), limit) if norm > 0 else 1.0
 
 
+def _columns(wanted, q):
+    """Columns of a block: up to a multiple of 16, which a narrow GEMM takes at the same cost, but at most q."""
+    return min(-(-wanted // 16) * 16 if wanted <= 144 else wanted, q)
+
+
 def _finish(A_shape, S, right, W, flip_sign):
     """U, S, Vt from the short side's vectors and W, which holds the long side's in its first numbers."""
     m, n = A_shape
@@ -69,7 +74,8 @@ def randomized_svd(A, rank=None, variance=None, n_oversamples=10, n_iter=None,
     half the passes over A that powers take, and A is projected on the last two blocks where that pays. A long
     thin float32 matrix is decomposed by its Gram matrix in float64 instead, where that costs less.
 
-    Parameters: A (m, n); rank: 1..min(m, n); or variance in (0, 1]: as `adaptive_svd`; n_oversamples >= 0;
+    Parameters: A (m, n); rank: 1..min(m, n); or variance in (0, 1]: as `adaptive_svd`; n_oversamples >= 0, at
+    least so many;
     n_iter: iterations of two passes over A each, None: 2 to 6; power_iteration_normalizer: "auto" (Chebyshev
     polynomials), "QR" (plain powers, orthonormalised in between; "LU" is the same, as our QR costs no more),
     "none" (plain powers); flip_sign: the entry of largest size in each column of U is made positive; seed: of
@@ -98,13 +104,13 @@ def randomized_svd(A, rank=None, variance=None, n_oversamples=10, n_iter=None,
     _need_rank(A, rank)
     alpha = _scale(A)
     p, q = max(A.shape), min(A.shape)
-    l = min(rank + n_oversamples, q)
-    # Costs in FLOPs at GEMM's speed: a product of A with a block; an eigenproblem of order k is about 60 k^3.
+    l = _columns(rank + n_oversamples, q)
+    # Costs in FLOPs at GEMM's speed: a product of A with a block; an eigenproblem of order k is about 30 k^3.
     product, (many, few) = 2 * p * q * l, (6, 3) if rank < q / 10 else (4, 2)
-    two = 2 * l <= q and 60 * (2 * l) ** 3 + (3 + 2 * few) * product < (2 + 2 * many) * product
+    two = 2 * l <= q and 30 * (2 * l) ** 3 + (3 + 2 * few) * product < (2 + 2 * many) * product
     if n_iter is None:
         n_iter = few if two else many
-        if A.dtype == np.float32 and 2 * p * q**2 + 60 * q**3 < (2 + 2 * n_iter) * product:
+        if A.dtype == np.float32 and 2 * p * q**2 + 30 * q**3 < (2 + 2 * n_iter) * product:
             return _by_gram(A, rank, flip_sign)
     accelerate = power_iteration_normalizer == "auto"
     two = accelerate and two and n_iter > 0
