@@ -169,6 +169,16 @@ def test_divergence_is_an_error_that_names_the_step():
         train(small_model(), Batches(), Batches(1), TrainConfig(lr=1e30, clip_norm=None, schedule="constant"), progress=False)
 
 
+def test_a_collapsed_rank_is_an_error_that_names_the_layer():
+    model = wasi.factorize(small_model(), rank=4, verbose=False)
+    optimizer = Optimizer(model)
+    layer = model.blocks[1].mlp.fc1
+    layer.R.data[1] = layer.R.data[0]
+    accumulate_gradient(model, *next(iter(Batches())))
+    with pytest.raises(ArithmeticError, match="blocks.1.mlp.fc1: .*rank"):
+        optimizer.step(0.1)
+
+
 def test_bad_options_are_refused_by_name():
     with pytest.raises(ValueError, match="optimizer: expected one of sgd, adamw, got 'adam'"):
         Optimizer(small_model(), "adam")

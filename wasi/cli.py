@@ -167,7 +167,7 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     try:
         return train_command(args)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         print(f"wasi {args.command}: {error}", file=sys.stderr)
         return 2
 

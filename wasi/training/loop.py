@@ -72,7 +72,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
     train_loader, val_loader: re-iterable, with len(), giving (images uint8 (B, 3, S, S), labels int64 (B,)).
     folder: a RunFolder for steps.csv, result.json, curves.png and model.safetensors, or None.
     start_rss_bytes: resident bytes before the model was made, so that weights count too (default: now).
-    Raises FloatingPointError naming the step where the loss is not finite; the log up to there is kept.
+    Raises FloatingPointError naming the step where the loss is not finite, ArithmeticError naming step and layer where a factor's
+    rank has collapsed; the log up to there is kept.
     """
     start_rss = rss_bytes() if start_rss_bytes is None else start_rss_bytes
     optimizer = Optimizer(model, config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
@@ -94,8 +95,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
                         with arena:
                             batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing)
                             norm = optimizer.step(lr)
-                    except FloatingPointError as error:
-                        raise FloatingPointError(f"step {step}, lr {lr:.3g}: {error}") from error
+                    except ArithmeticError as error:
+                        raise type(error)(f"step {step}, lr {lr:.3g}: {error}") from error
                     seconds.append(time.perf_counter() - started)
                     loss_sum += batch.loss * batch.n
                     n_correct += batch.n_correct

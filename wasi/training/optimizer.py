@@ -31,7 +31,8 @@ class Optimizer:
         self.eps = eps
         self.clip_norm = clip_norm
         self.n_steps = 0
-        self._layers = [m for _, m in model.named_modules() if isinstance(m, FactoredLinear) and m.L.trainable]
+        named = [(n, m) for n, m in model.named_modules() if isinstance(m, FactoredLinear) and m.L.trainable]
+        self._layer_names, self._layers = [n for n, _ in named], [m for _, m in named]
         factors = {id(p) for layer in self._layers for p in (layer.L, layer.R)}
         self._plain = [p for _, p in model.named_parameters() if p.trainable and id(p) not in factors]
         n_buffers = {"sgd": 1 if momentum else 0, "adamw": 2}[kind]
@@ -44,9 +45,11 @@ class Optimizer:
     def step(self, lr):
         """One update with learning rate lr; returns the gradient's norm before clipping.
 
-        Raises FloatingPointError where the gradient is not finite and ArithmeticError where a factor's rank has collapsed.
+        Raises FloatingPointError where the gradient is not finite and ArithmeticError, with the layer's name, where a factor's
+        rank has collapsed; the layers before that one may have been updated.
         """
-        norms = [linalg.wsi_gradient_norm2(m.L.data, m.R.data, m.L.grad, m.R.grad) for m in self._layers]
+        norms = [_with_name(name, linalg.wsi_gradient_norm2, m.L.data, m.R.data, m.L.grad, m.R.grad)
+                 for name, m in zip(self._layer_names, self._layers)]
         norm = math.sqrt(sum(n for n, _ in norms) + sum(ops.sum_of_squares(p.grad) for p in self._plain))
         if not math.isfinite(norm):
             raise FloatingPointError("the gradient is not finite: lower lr")
@@ -55,9 +58,9 @@ class Optimizer:
         for p, state in zip(self._plain, self._plain_state):
             self._update_plain(p, state, lr, scale)
             p.grad.fill(0)
-        for layer, state, (_, triangle) in zip(self._layers, self._layer_state, norms):
-            linalg.wsi_step(layer.L.data, layer.R.data, layer.L.grad, layer.R.grad, lr, scale, self.weight_decay, state,
-                            self.momentum, self.betas, self.eps, triangle)
+        for name, layer, state, (_, triangle) in zip(self._layer_names, self._layers, self._layer_state, norms):
+            _with_name(name, linalg.wsi_step, layer.L.data, layer.R.data, layer.L.grad, layer.R.grad, lr, scale,
+                       self.weight_decay, state, self.momentum, self.betas, self.eps, triangle)
             layer.L.grad.fill(0)
             layer.R.grad.fill(0)
         return norm
@@ -74,3 +77,11 @@ class Optimizer:
         """Bytes of momentum and moments."""
         plain = sum(a.nbytes for state in self._plain_state for a in state)
         return plain + sum(state.nbytes for state in self._layer_state)
+
+
+def _with_name(name, function, *arguments):
+    """The function's result; an ArithmeticError gets the layer's name put before its text."""
+    try:
+        return function(*arguments)
+    except ArithmeticError as error:
+        raise ArithmeticError(f"{name}: {error}") from error
