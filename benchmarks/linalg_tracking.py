@@ -48,7 +48,7 @@ def main():
     for step, A in enumerate(drifting(3072, 768, args.steps, np.random.default_rng(0))):
         best = best_errors(A, args.ranks)
         for rank, tracker in trackers.items():
-            taken, (U, S, Vt) = timed(lambda t=tracker, now=A: t.init(now) if step == 0 else t.step(now))
+            taken, (U, S, Vt) = timed(lambda follow=tracker.step if step else tracker.init, now=A: follow(now))
             excess[rank].append(linalg.diff_norm(A, np.ascontiguousarray(U), S, Vt) / best[rank] - 1)
             if step > 0:
                 seconds[rank].append(taken)
