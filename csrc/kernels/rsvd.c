@@ -13,14 +13,16 @@
 #include "kernels/wsi_simd.h"
 
 enum {
-    ROWS = 512,    /* rows of B in one piece of a pass that does not keep its product */
+    ROWS = 256,    /* rows of B in one piece of a pass that does not keep its product */
     WIDENED = 64,  /* of which so many are in float64 at a time */
     DIFF_ROWS = 64 /* rows of a difference that exist at a time */
 };
 
 /* Chebyshev's interval [0, a] is of use only where a is not negligible; elsewhere powers converge at once. */
 #define SMALLEST_INTERVAL 1e-4
-#define INTERVAL 0.85
+/* a / theta^2 with one block and with two: the second block makes up for a cut within a plateau. */
+#define INTERVAL_ONE 0.7
+#define INTERVAL_TWO 0.85
 /* Random numbers that fill up a deficient block, relative to its orthonormal columns. */
 #define FILLING 1e-2
 

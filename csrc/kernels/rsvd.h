@@ -6,8 +6,8 @@
  *
  * - Plain subspace iteration raises B'B to a power. The accelerated form applies Chebyshev's polynomials instead, which
  *   stay below one on [0, a] and grow fastest beyond: as accurate with half the passes over A (as in Zhou and Saad's
- *   filtered iterations). a is 0.85 times the square of the Ritz value just after the wanted ones, itself a lower bound
- *   of the true one: where the cut goes through a plateau, its values must lie clearly beyond a to grow.
+ *   filtered iterations). a is 0.7 or, with `two`, 0.85 times the square of the Ritz value just after the wanted ones,
+ *   itself a lower bound of the true one: where the cut goes through a plateau, its values must lie beyond a to grow.
  * - `two`: the last two blocks of the iteration together span the subspace that A is projected on, a step of block
  *   Lanczos: the error falls again, for one more product with a block but no further pass.
  * - Rayleigh and Ritz: the Gram matrix of W in float64 gives W's singular values as accurately as a float32 W has them.

@@ -129,18 +129,16 @@ wasi_status T(range_start)(real *V, real *Y, bool random, const real *A, wasi_in
 
 /* ---- The iteration ---- */
 
-/* Scratch: [Tinv, G: l l, float64][w: l][eigenvalue work: 2 l + 1][gram | complement]. */
+/* Scratch: [Tinv, or G for the interval: l l, float64][w: l][eigenvalue work: 2 l + 1][gram | complement]. */
 typedef struct {
-    double *Tinv, *G, *w, *work;
+    double *Tinv, *w, *work;
     void *other;
 } T(range_scratch);
 
 static size_t T(cut_range)(T(range_scratch) *w, wasi_scratch s, wasi_int m, wasi_int n, wasi_int l, int n_threads)
 {
     wasi_int p = WASI_MAX(m, n), q = WASI_MIN(m, n);
-    size_t square = (size_t)(l * l) * sizeof(double);
-    w->Tinv = wasi_take(&s, square);
-    w->G = wasi_take(&s, square);
+    w->Tinv = wasi_take(&s, (size_t)(l * l) * sizeof(double));
     w->w = wasi_take(&s, (size_t)l * sizeof(double));
     w->work = wasi_take(&s, (size_t)(2 * l + 1) * sizeof(double));
     w->other = wasi_take(&s, WASI_MAX(T(gram_work)(p, l, n_threads), T(complement_work)(l, q, l, n_threads)));
@@ -154,12 +152,13 @@ size_t T(range_work)(wasi_int m, wasi_int n, wasi_int l, int n_threads)
 }
 
 /* Chebyshev's interval from the Ritz values of W: its length a, 0 where acceleration has no use. */
-static wasi_status T(interval)(double *a, T(range_scratch) *w, const real *W, wasi_int p, wasi_int l, wasi_int K,
-                               int n_threads)
+static wasi_status T(interval)(double *a, T(range_scratch) *w, const real *W, wasi_int p,
+                               const wasi_range_options *o, int n_threads)
 {
-    WASI_TRY(T(gram)(w->G, W, false, p, l, w->other, n_threads));
-    WASI_TRY(wasi_deigvals(l, w->G, w->w, w->work));
-    *a = INTERVAL * w->w[K < l ? l - 1 - K : 0];
+    wasi_int l = o->l, K = o->K;
+    WASI_TRY(T(gram)(w->Tinv, W, false, p, l, w->other, n_threads));
+    WASI_TRY(wasi_deigvals(l, w->Tinv, w->w, w->work));
+    *a = (o->two ? INTERVAL_TWO : INTERVAL_ONE) * w->w[K < l ? l - 1 - K : 0];
     if (!(*a > SMALLEST_INTERVAL * w->w[l - 1]))
         *a = 0;
     return WASI_OK;
@@ -179,7 +178,7 @@ wasi_status T(range)(real *V, real *X, real *previous, real *W, const real *A, w
         WASI_TRY(T(apply)(W, &B, V, l, n_threads));
         WASI_TRY(T(apply_transposed)(X, &B, W, l, n_threads));
         if (o->accelerate && it == 0)
-            WASI_TRY(T(interval)(&a, &w, W, B.p, l, o->K, n_threads));
+            WASI_TRY(T(interval)(&a, &w, W, B.p, o, n_threads));
         if (a > 0 && it == 0) /* T1(M) V = M V with M = 2 B'B / a - 1 */
             T_PICK(combine)(X, 2 / a, X, -1, V, 0, V, q * l);
         else if (a > 0) /* T[j+1] = 2 M T[j] - T[j-1] */
@@ -202,9 +201,10 @@ wasi_status T(range)(real *V, real *X, real *previous, real *W, const real *A, w
 
 /* Scratch, D = l or 2 l columns of the basis:
  * [G, then its eigenvectors: D D][w: D][Tri: K K, float64][Y: K D]
- * and, sharing memory: [eigen work][iwork: 3 + 5 D] | [sums: D D per thread, or in `right`][pieces: WIDENED D per
- * thread, float64][products: ROWS l per thread] | [rows: ROWS K per thread] | [orth]
- * | float64 only: [other factor: K K][svd work][iwork: 8 K][rows: ROWS K per thread][right: q K]. */
+ * and, sharing memory: spectrum, unless `right` has room for it | [rows: ROWS K per thread] | [orth]
+ * | float64 only: [other factor: K K][svd work][iwork: 8 K][rows: ROWS K per thread][right: q K].
+ * Spectrum, sharing memory: [eigen work][iwork: 3 + 5 D] | [gram]
+ * | [sums: D D per thread][pieces: WIDENED D per thread, float64][products: ROWS l per thread]. */
 typedef struct {
     double *G, *w, *Tri, *eigen, *sums, *pieces, *other, *svd_work;
     real *Y, *products, *rows, *turned_rows, *turned;
@@ -213,26 +213,33 @@ typedef struct {
     wasi_int eigen_lwork, svd_lwork;
 } T(ritz_scratch);
 
-static size_t T(cut_ritz)(T(ritz_scratch) *r, wasi_scratch s, wasi_int p, wasi_int q, wasi_int l, wasi_int K, bool two,
-                          int n_threads)
+static size_t T(cut_spectrum)(T(ritz_scratch) *r, wasi_scratch s, wasi_int p, wasi_int l, bool two, int n_threads)
+{
+    wasi_int D = two ? 2 * l : l, t = n_threads;
+    wasi_scratch eigen = s, gram = s;
+    r->eigen_lwork = wasi_deigh_lwork(D);
+    r->eigen = wasi_take(&eigen, (size_t)r->eigen_lwork * sizeof(double));
+    r->eigen_iwork = wasi_take(&eigen, (size_t)(3 + 5 * D) * sizeof(int32_t));
+    if (two) {
+        r->sums = wasi_take(&gram, (size_t)(t * D * D) * sizeof(double));
+        r->pieces = wasi_take(&gram, (size_t)(t * WIDENED * D) * sizeof(double));
+        r->products = wasi_take(&gram, (size_t)(t * ROWS * l) * sizeof(real));
+    } else {
+        r->gram = wasi_take(&gram, T(gram_work)(p, l, n_threads));
+    }
+    return WASI_MAX(eigen.used, gram.used);
+}
+
+/* `right` is NULL while counting. */
+static size_t T(cut_ritz)(T(ritz_scratch) *r, wasi_scratch s, real *right, wasi_int p, wasi_int q, wasi_int l,
+                          wasi_int K, bool two, int n_threads)
 {
     wasi_int D = two ? 2 * l : l, t = n_threads;
     r->G = wasi_take(&s, (size_t)(D * D) * sizeof(double));
     r->w = wasi_take(&s, (size_t)D * sizeof(double));
     r->Tri = wasi_take(&s, (size_t)(K * K) * sizeof(double));
     r->Y = wasi_take(&s, (size_t)(K * D) * sizeof(real));
-    wasi_scratch eigen = s, gram = s, rows = s, orth = s, turn = s;
-    r->eigen_lwork = wasi_deigh_lwork(D);
-    r->eigen = wasi_take(&eigen, (size_t)r->eigen_lwork * sizeof(double));
-    r->eigen_iwork = wasi_take(&eigen, (size_t)(3 + 5 * D) * sizeof(int32_t));
-    if (two) {
-        bool fits = (size_t)(q * K) * sizeof(real) >= (size_t)(t * D * D) * sizeof(double); /* in `right` */
-        r->sums = fits ? NULL : wasi_take(&gram, (size_t)(t * D * D) * sizeof(double));
-        r->pieces = wasi_take(&gram, (size_t)(t * WIDENED * D) * sizeof(double));
-        r->products = wasi_take(&gram, (size_t)(t * ROWS * l) * sizeof(real));
-    } else {
-        r->gram = wasi_take(&gram, T(gram_work)(p, l, n_threads));
-    }
+    wasi_scratch rows = s, orth = s, turn = s;
     r->rows = wasi_take(&rows, (size_t)(t * ROWS * K) * sizeof(real));
     r->orth = wasi_take(&orth, T(orth_work)(p, K, n_threads));
     r->svd_lwork = WASI_IS_F32 ? 0 : wasi_dsvd_lwork(K, K);
@@ -243,14 +250,18 @@ static size_t T(cut_ritz)(T(ritz_scratch) *r, wasi_scratch s, wasi_int p, wasi_i
         r->turned_rows = wasi_take(&turn, (size_t)(t * ROWS * K) * sizeof(real));
         r->turned = wasi_take(&turn, (size_t)(q * K) * sizeof(real));
     }
-    size_t most = WASI_MAX(WASI_MAX(eigen.used, gram.used), WASI_MAX(rows.used, orth.used));
-    return WASI_MAX(most, turn.used);
+    size_t most = WASI_MAX(WASI_MAX(rows.used, orth.used), turn.used);
+    if (T(cut_spectrum)(r, wasi_scratch_count(), p, l, two, n_threads) > (size_t)(q * K) * sizeof(real))
+        return WASI_MAX(most, T(cut_spectrum)(r, s, p, l, two, n_threads));
+    if (right)
+        T(cut_spectrum)(r, wasi_scratch_on(right), p, l, two, n_threads);
+    return most;
 }
 
 size_t T(ritz_work)(wasi_int m, wasi_int n, wasi_int l, wasi_int K, bool two, int n_threads)
 {
     T(ritz_scratch) r;
-    return T(cut_ritz)(&r, wasi_scratch_count(), WASI_MAX(m, n), WASI_MIN(m, n), l, K, two, n_threads);
+    return T(cut_ritz)(&r, wasi_scratch_count(), NULL, WASI_MAX(m, n), WASI_MIN(m, n), l, K, two, n_threads);
 }
 
 typedef struct {
@@ -354,10 +365,8 @@ wasi_status T(ritz)(real *S, real *right, real *W, const real *V, real *X, const
     T(operand) B = T(operand_of)(A, m, n, alpha);
     wasi_int p = B.p, q = B.q, D = X ? 2 * l : l;
     T(ritz_scratch) r;
-    T(cut_ritz)(&r, wasi_scratch_on(scratch), p, q, l, K, X != NULL, n_threads);
+    T(cut_ritz)(&r, wasi_scratch_on(scratch), right, p, q, l, K, X != NULL, n_threads);
     T(rows_job) job = {.B = &B, .r = &r, .W = W, .X = X, .M = r.Y, .l = l, .K = K, .D = D};
-    if (X && r.sums == NULL)
-        r.sums = (double *)right;
     if (X)
         WASI_TRY(T(joint_gram)(&job, n_threads));
     else
