@@ -73,6 +73,16 @@ def test_gradients_of_frozen_bases_against_finite_differences(rng, method):
     assert relative_error(dx, want_dx) < (0.02 if method == "qlora" else 1e-5)
 
 
+@pytest.mark.parametrize("method", ["wsi", "wsi-dense", "lora"])
+def test_a_rank_pattern_goes_before_the_rank(method):
+    model, _, _ = model_and_batch()
+    apply_method(model, method, MethodOptions(rank=8, rank_pattern={"blocks.1.mlp.fc2": 3}), verbose=False)
+    layers = [model.blocks[1].mlp.fc2, model.blocks[0].mlp.fc1]
+    assert [m.A.data.shape[0] if method == "lora" else m.rank for m in layers] == [3, 8]
+    with pytest.raises(ValueError, match="rank_pattern: \\['blocks.0.attn.qkv'\\] are not among the targets"):
+        apply_method(model_and_batch()[0], method, MethodOptions(rank_pattern={"blocks.0.attn.qkv": 3}), verbose=False)
+
+
 def test_lora_trains_its_updates_and_the_head_alone():
     model, images, labels = model_and_batch()
     apply_method(model, "lora", MethodOptions(rank=4), verbose=False)

@@ -108,12 +108,9 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     'blocks.0.mlp.fc1'
     """
     names = find_targets(model, target_modules, exclude_modules)
-    pattern = dict(rank_pattern or {})
-    unknown = [n for n in pattern if n not in names]
-    if unknown:
-        raise ValueError(f"rank_pattern: {unknown} are not among the targets ({', '.join(names)})")
+    ranks = ranks_by_name(names, rank, rank_pattern)
     for name in names:
-        _check_rank(name, model.get_module(name), pattern.get(name, rank))
+        _check_rank(name, model.get_module(name), ranks[name])
     if rank is None and not 0 < variance <= 1:
         raise ValueError(f"variance: expected a share in (0, 1], got {variance}")
     covariances = {} if whiten is None else input_covariances(model, names, whiten)
@@ -121,8 +118,7 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     for name in names:
         layer = model.get_module(name)
         W = layer.weight.data
-        K = pattern.get(name, rank)
-        keep = {"rank": K} if K is not None else {"variance": variance}
+        keep = {"variance": variance} if ranks[name] is None else {"rank": ranks[name]}
         if whiten is None:
             U, s, Vt = linalg.truncated_svd(W, **keep)
             L, R = U, s[:, None] * Vt
@@ -136,6 +132,15 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     if verbose:
         print(factorization_table(done))
     return model
+
+
+def ranks_by_name(names, rank, rank_pattern=None):
+    """{name: its rank}: that of rank_pattern where it has one, else `rank`. Raises ValueError for a pattern of other layers."""
+    pattern = rank_pattern or {}
+    unknown = [n for n in pattern if n not in names]
+    if unknown:
+        raise ValueError(f"rank_pattern: {unknown} are not among the targets ({', '.join(names)})")
+    return {name: pattern.get(name, rank) for name in names}
 
 
 def _check_rank(name, layer, rank):

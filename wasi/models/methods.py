@@ -8,7 +8,7 @@ from wasi import ops
 from wasi.layers import ActivationCompression, ActivationPolicy
 from wasi.layers.lora import LoraLinear
 from wasi.layers.published import WsiDenseLinear
-from wasi.models.factorize import factorization_table, factorize, find_targets
+from wasi.models.factorize import factorization_table, factorize, find_targets, ranks_by_name
 
 METHODS = {
     "dense": "every weight is trained as it is",
@@ -30,6 +30,7 @@ class MethodOptions:
     targets: tuple = ("mlp",)  # groups ("mlp", "attn", "all") or tails of names
     variance: float = 0.9  # share of the squared singular values that factors keep
     rank: int | None = None  # one rank for every target instead
+    rank_pattern: dict | None = None  # {layer name: rank}, which goes before both
     bits: int = 4  # of the frozen residual or base
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
     seed: int = 0  # of LoRA's random start
@@ -50,7 +51,7 @@ def apply_method(model, method, options=MethodOptions(), whiten=None, verbose=Tr
     names = find_targets(model, options.targets)
     if method in ("wsi", "wasi", "qwasi", "wsi-dense"):
         dense = {name: model.get_module(name) for name in names}
-        factorize(model, options.variance, options.rank, whiten=whiten, target_modules=options.targets, verbose=False)
+        factorize(model, options.variance, options.rank, options.rank_pattern, whiten, options.targets, verbose=False)
         if method == "qwasi":
             keep_residuals(model, {name: layer.weight.data for name, layer in dense.items()}, options.bits)
         if method == "wsi-dense":
@@ -80,14 +81,14 @@ def keep_residuals(model, weights, bits):
 def add_lora(model, options, quantized):
     """Puts a LoraLinear in the place of each target, and freezes all but the updates and the head."""
     rng = np.random.default_rng(options.seed)
-    rank = 8 if options.rank is None else options.rank
     names = find_targets(model, options.targets)
+    ranks = ranks_by_name(names, 8 if options.rank is None else options.rank, options.rank_pattern)
     for _, p in model.named_parameters():
         p.trainable = False
     for name in names:
         layer = model.get_module(name)
         base = ops.quantize_residual(layer.weight.data, options.bits) if quantized else layer.weight.data
-        new = LoraLinear(base, layer.bias and layer.bias.data, rank, options.alpha, rng)
+        new = LoraLinear(base, layer.bias and layer.bias.data, ranks[name], options.alpha, rng)
         if new.bias is not None:
             new.bias.trainable = False
         model.set_module(name, new)
