@@ -1,0 +1,39 @@
+"""The `wasi` command: one module a subcommand, imported when it is asked for.
+
+Each has DESCRIPTION, `add_arguments(parser)` and `run(args)`, which returns the exit status.
+"""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train or fine-tune a model; without arguments: the shipped sign-language digits, dense and wsi",
+}
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Appends the default where there is one that the text does not explain itself."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def main(argv=None):
+    """Runs the command; returns its exit status. Errors in what the user gave are one line on stderr and status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="wasi", description="Fine-tune, train and run transformers on a CPU in little memory.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    module = None
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, formatter_class=_HelpFormatter)
+        if argv[:1] == [name]:
+            module = importlib.import_module(f"wasi.cli.{name}")
+            command.description = module.DESCRIPTION
+            module.add_arguments(command)
+    args = parser.parse_args(argv)
+    try:
+        return module.run(args)
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"wasi {args.command}: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,106 @@
+"""Options that commands share, and what is made from them: data, model, method, configuration of the training."""
+
+from wasi.models.methods import METHODS, MethodOptions
+from wasi.training.data import Loader, Transform, open_splits, sign_digits
+from wasi.training.loop import TrainConfig
+
+
+def add_training_options(parser):
+    """Adds what describes one training run besides its method, its seed and its folder."""
+    add = parser.add_argument
+    add("--data", help="image folder, tar, tar.gz or npz (default: the shipped sign-language digits)")
+    add("--weights", help="safetensors file with timm or torchvision names to start from (default: random)")
+    add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32)")
+    add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
+    add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
+                                 "since random weights have no spectrum to choose by)")
+    add("--whiten", type=int, default=0, metavar="N", help="choose the factors on N calibration batches; 0: plain SVD")
+    add("--bits", type=int, choices=(4, 8), default=4, help="of the frozen residual of qwasi and the frozen weights of qlora")
+    add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
+    add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as "
+                                   "0.5,0.5,64 (the default of asi, wasi and amc)")
+    add("--targets", default="mlp", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
+    add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 30)")
+    add("--batch-size", type=int, default=32)
+    add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
+    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd with --weights, else adamw)")
+    add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw)")
+    add("--momentum", type=float, default=0.9, help="of sgd")
+    add("--weight-decay", type=float, help="(default: 0 for sgd, 0.05 for adamw)")
+    add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
+    add("--label-smoothing", type=float, help="(default: 0 with --weights, else 0.1)")
+    add("--schedule", choices=("constant", "cosine", "linear"), default="cosine")
+    add("--warmup", type=int, help="steps of linear warm-up (default: 10 with --weights, else 100)")
+    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
+    add("--limit", type=int, help="use at most this many training images, evenly over the classes")
+    add("--limit-val", type=int, help="the same for validation images")
+    add("--threads", type=int, help="(default: all cores of this process)")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def known_methods(names):
+    """The names, each checked to be a method."""
+    unknown = [m for m in names if m not in METHODS]
+    if unknown:
+        raise ValueError(f"--method: expected names out of {', '.join(METHODS)}, got {', '.join(unknown)}")
+    return names
+
+
+def words_of(args, **changes):
+    """The `wasi train` command line that repeats these arguments with some changed; None leaves one out."""
+    words = ["train"]
+    for name, value in {**vars(args), **changes}.items():
+        if name == "command" or value is None or value is False:
+            continue
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def open_images(args):
+    """The training and the validation set. A source without a validation or test split gives a fifth of its images."""
+    splits = open_splits(args.data) if args.data else sign_digits()
+    train_set = splits["train"]
+    val_set = splits.get("val") or splits.get("test")
+    if val_set is None:
+        train_set, val_set = train_set.split(0.8, args.seed)
+    train_set = train_set.subset(args.limit, args.seed) if args.limit else train_set
+    val_set = val_set.subset(args.limit_val, args.seed) if args.limit_val else val_set
+    return train_set, val_set
+
+
+def make_loaders(args, train_set, val_set, img_size):
+    """Loaders of both sets; the order of the training images depends on the seed alone."""
+    return (Loader(train_set, args.batch_size, Transform(img_size, train=True), shuffle=True, seed=args.seed, drop_last=True),
+            Loader(val_set, min(args.batch_size, len(val_set)), Transform(img_size, train=False)))
+
+
+def model_name(args):
+    return args.model or ("vit_tiny_patch16_224" if args.weights else "vit_micro_patch4_32")
+
+
+def method_options(args, model):
+    """What `apply_method` is told."""
+    rank = args.rank
+    if rank is None and args.variance is None and not args.weights:
+        rank = model.config.embed_dim // 4
+    ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
+    return MethodOptions(targets=tuple(args.targets.split(",")), variance=args.variance or 0.9, rank=rank, bits=args.bits,
+                         alpha=args.alpha, seed=args.seed, activation_ranks=ranks)
+
+
+def train_config(args):
+    """The TrainConfig, with the defaults that depend on whether weights were given."""
+    optimizer = args.optimizer or ("sgd" if args.weights else "adamw")
+    return TrainConfig(
+        epochs=args.epochs or (2 if args.weights else 30),
+        lr=args.lr or {"sgd": 0.02, "adamw": 0.003}[optimizer],
+        optimizer=optimizer,
+        momentum=args.momentum,
+        weight_decay={"sgd": 0.0, "adamw": 0.05}[optimizer] if args.weight_decay is None else args.weight_decay,
+        clip_norm=args.clip or None,
+        schedule=args.schedule,
+        n_warmup=(10 if args.weights else 100) if args.warmup is None else args.warmup,
+        label_smoothing=(0.0 if args.weights else 0.1) if args.label_smoothing is None else args.label_smoothing,
+        micro_batch=args.micro_batch,
+    )

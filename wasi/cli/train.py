@@ -1,0 +1,86 @@
+"""`wasi train`: one method in this process, several each in a process of its own so that memory is measured apart."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import wasi
+from wasi.cli import options
+from wasi.models.methods import METHODS, apply_method
+from wasi.training.loop import train
+from wasi.training.memory import mib, rss_bytes
+from wasi.training.runlog import RunFolder, plot_curves, read_steps
+
+DESCRIPTION = ("Trains a model by each method on the same batches and prints accuracy, seconds a step and measured "
+               "peak memory. Without --data it uses the shipped sign-language digits.")
+
+
+def add_arguments(parser):
+    parser.add_argument("--method", default="dense,wsi", help=f"one or more of {', '.join(METHODS)}, separated by commas")
+    options.add_training_options(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", help="run folder (default: runs/<time>)")
+
+
+def run(args):
+    methods = options.known_methods(args.method.split(","))
+    out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
+    if len(methods) == 1:
+        train_one(args, methods[0], out)
+    else:
+        for method in methods:
+            status = run_in_child(options.words_of(args, method=method, out=out / method))
+            if status:
+                return status
+    print(summarise(out, methods))
+    return 0
+
+
+def run_in_child(words):
+    """Runs the command of these words in a process of its own; returns its exit status."""
+    # -P: started in a checkout, the child too must import the installed package, not the sources.
+    return subprocess.call([sys.executable, "-P", "-m", "wasi", *words])
+
+
+def train_one(args, method, out):
+    """Trains by one method in this process and writes the run folder."""
+    if args.threads:
+        wasi.set_num_threads(args.threads)
+    folder = RunFolder(out)
+    start_rss = rss_bytes()
+    train_set, val_set = options.open_images(args)
+    name = options.model_name(args)
+    model = wasi.create_model(name, num_classes=len(train_set.classes), img_size=args.img_size, weights=args.weights,
+                              seed=args.seed)
+    size = model.config.img_size
+    train_loader, val_loader = options.make_loaders(args, train_set, val_set, size)
+    calibration = [images for images, _ in itertools.islice(train_loader, args.whiten)]
+    apply_method(model, method, options.method_options(args, model), calibration or None)
+    config = options.train_config(args)
+    folder.write_json("config.json", {"method": method, "model": name, "img_size": size, "classes": list(train_set.classes),
+                                      "n_train": len(train_set), "n_val": len(val_set), **vars(args), **asdict(config)})
+    train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method)
+    for problem in train_set.problems:
+        print(f"not used: {problem.name}: {problem.reason}", file=sys.stderr)
+
+
+def summarise(out, methods):
+    """Reads the runs' results, writes summary.md and (for several) curves.png, and returns the table."""
+    folders = {m: out / m if len(methods) > 1 else out for m in methods}
+    lines = ["| method | parameters | top-1 | seconds a step | peak memory above start | of it in steps |",
+             "|---|---|---|---|---|---|"]
+    curves = {}
+    for method, folder in folders.items():
+        r = json.loads((folder / "result.json").read_text())
+        lines.append(f"| {method} | {r['parameters']:,} | {100 * r['val_accuracy']:.1f} % | {r['seconds_per_step']:.3f} | "
+                     f"{mib(r['peak_rss_above_start_bytes']):.0f} MiB | {mib(r['step_peak_bytes']):.0f} MiB |")
+        curves[method] = (read_steps(folder / "steps.csv"), r["epochs"])
+    table = "\n".join(lines)
+    (out / "summary.md").write_text(table + "\n")
+    if len(methods) > 1:
+        plot_curves(curves, out / "curves.png")
+    return f"{table}\nwritten to {out}"
