@@ -5,6 +5,7 @@ from tables import relative_error
 import wasi
 from wasi import linalg
 from wasi.layers import ActivationCompression, ActivationPolicy, FactoredLinear, Linear
+from wasi.layers.lora import LoraLinear
 from wasi.models.methods import MethodOptions, apply_method
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
@@ -21,10 +22,17 @@ def smooth_input(rng, shape):
     return x.astype(np.float32)
 
 
-def make_layer(rng, factored, O=20, I=24, K=5):
+KINDS = ["dense", "factored", "lora"]
+
+
+def make_layer(rng, kind, O=20, I=24, K=5):
     b = rng.standard_normal(O).astype(np.float32)
-    if not factored:
+    if kind == "dense":
         return Linear(rng.standard_normal((O, I)), b)
+    if kind == "lora":
+        layer = LoraLinear(rng.standard_normal((O, I)).astype(np.float32), b, K, 8.0, rng)
+        layer.B.data[:] = rng.standard_normal((O, K))
+        return layer
     L = linalg.orthonormalize(rng.standard_normal((O, K)).astype(np.float32))
     return FactoredLinear(L, rng.standard_normal((K, I)), b)
 
@@ -33,14 +41,14 @@ def gradients_after_forward(layer, dy):
     for _, p in layer.named_parameters():
         p.grad = None
     dx = layer.backward(dy)
-    return {"x": dx, **{n: p.grad for n, p in layer.named_parameters()}}
+    return {"x": dx, **{n: p.grad for n, p in layer.named_parameters() if p.trainable}}
 
 
-@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["asi", "hosvd"])
 @pytest.mark.parametrize("shape", [(8, 10, 24), (4, 5, 6, 24)])
-def test_truncated_gradients_are_those_of_the_compressed_input(rng, n_threads, factored, method, shape):
-    layer, x = make_layer(rng, factored), smooth_input(rng, shape)
+def test_truncated_gradients_are_those_of_the_compressed_input(rng, n_threads, kind, method, shape):
+    layer, x = make_layer(rng, kind), smooth_input(rng, shape)
     dy = rng.standard_normal((*shape[:-1], 20)).astype(np.float32)
     layer.compression = ActivationCompression((0.5, 0.5, 7), method)
     layer.forward(x, train=True)
@@ -56,9 +64,9 @@ def test_truncated_gradients_are_those_of_the_compressed_input(rng, n_threads, f
         assert relative_error(got[name], want[name]) < 1e-5, name
 
 
-@pytest.mark.parametrize("factored", [False, True])
-def test_full_rank_gives_the_exact_gradient(rng, factored):
-    layer, x = make_layer(rng, factored), smooth_input(rng, (6, 7, 24))
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_rank_gives_the_exact_gradient(rng, kind):
+    layer, x = make_layer(rng, kind), smooth_input(rng, (6, 7, 24))
     dy = rng.standard_normal((6, 7, 20)).astype(np.float32)
     layer.forward(x, train=True)
     want = gradients_after_forward(layer, dy)
@@ -90,7 +98,7 @@ def test_a_smaller_batch_restarts_the_batch_mode_alone(rng):
     assert compression.compress(smooth_input(rng, (1, 12, 24))).factors[0] is None
 
 
-@pytest.mark.parametrize("method", ["asi", "wasi", "qwasi"])
+@pytest.mark.parametrize("method", ["asi", "wasi", "qwasi", "lora"])
 def test_full_ranks_train_as_without_compression(rng, method):
     images, labels = rng.standard_normal((6, 3, 16, 16)).astype(np.float32), rng.integers(0, 5, 6)
     losses = []
@@ -125,6 +133,3 @@ def test_bad_ranks_are_refused():
     for bad in ((0.5, 0.5), (0, 0.5, 0.5), (0.5, 1.5, 8)):
         with pytest.raises(ValueError, match="activation_ranks: expected three shares"):
             ActivationCompression(bad)
-    model = wasi.create_model("vit_micro_patch8_64")
-    with pytest.raises(ValueError, match="activation_ranks: expected None for lora"):
-        apply_method(model, "lora", MethodOptions(activation_ranks=(0.5, 0.5, 8)))

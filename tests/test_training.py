@@ -83,6 +83,9 @@ def test_training_learns_and_logs(tmp_path, kind, lr, factored):
     assert result.val_accuracy > 0.9
     assert result.epochs[0]["train_loss"] > result.epochs[-1]["train_loss"]
     assert result.parameters == sum(p.data.size for _, p in model.named_parameters())
+    assert result.counted["trained_bytes"] == 4 * result.parameters == result.counted["gradient_bytes"]
+    assert result.counted["saved_bytes"] > 12 * 3 * 16 * 16
+    assert result.flops_per_image == model.training_flops(12, kind).total / 12
     steps = read_steps(tmp_path / "run" / "steps.csv")
     assert len(steps["loss"]) == 48 and np.isfinite(steps["grad_norm"]).all()
     record = json.loads((tmp_path / "run" / "result.json").read_text())

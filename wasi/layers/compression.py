@@ -1,10 +1,12 @@
 """Saved activations as Tucker factors: activation subspace iteration (ASI), and the full decomposition (AMC) beside it."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from wasi import linalg
+from wasi.layers.flops import asi_flops, hosvd_flops, tucker_gradient_flops
 
 
 class Compressed(NamedTuple):
@@ -53,6 +55,20 @@ class ActivationCompression:
             elif K == d:
                 self._factors[mode] = None
         return Compressed(linalg.asi_step(x, self._factors), tuple(self._factors))
+
+    def flops(self, shape):
+        """FLOPs of `compress` on an input of that shape, warm."""
+        return (hosvd_flops if self.method == "hosvd" else asi_flops)(shape, self.ranks_for(shape))
+
+    def gradient_flops(self, shape, G):
+        """FLOPs of g' x~ for g (..., G)."""
+        return tucker_gradient_flops(shape, self.ranks_for(shape), G)
+
+    def projected_gradient_flops(self, shape, K, G):
+        """FLOPs of g' (x~ R') for R (K, I) and g (..., G), with `project`."""
+        *ranks, last = self.ranks_for(shape)
+        project_factor = 2 * K * shape[-1] * last if last < shape[-1] else 0
+        return project_factor + 2 * math.prod(ranks) * last * K + tucker_gradient_flops((*shape[:-1], K), (*ranks, K), G)
 
 
 def add_weight_gradient(dW, g, x):

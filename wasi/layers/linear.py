@@ -5,10 +5,13 @@ Both keep for backward what their caller does not promise to give again: a block
 keep the input's Tucker factors instead, and need no input again.
 """
 
+import math
+
 import numpy as np
 
 from wasi import ops
 from wasi.layers.compression import Compressed, add_weight_gradient, project
+from wasi.layers.flops import Flops, wsi_update_flops
 from wasi.layers.module import Module, Parameter
 
 
@@ -21,6 +24,20 @@ class LinearBase(Module):
         if self.compression is not None:
             return self.compression.compress(x)
         return x if keep_input else None
+
+    def _input_gradient_flops(self, shape, G):
+        """Keeping the input x in its form, and g' x for g (..., G)."""
+        if self.compression is None:
+            return 2 * math.prod(shape) * G
+        return self.compression.flops(shape) + self.compression.gradient_flops(shape, G)
+
+    def _thin_gradient_flops(self, shape, K, prepared):
+        """Keeping the input x in its form; dR = gl' x and dL = dy' (x R') of rank K. prepared: x R' is computed again."""
+        I, M = shape[-1], math.prod(shape[:-1])
+        total = self._input_gradient_flops(shape, K)
+        if self.compression is None:
+            return total + 2 * M * K * self.out_features + (2 * M * K * I if prepared else 0)
+        return total + self.compression.projected_gradient_flops(shape, K, self.out_features)
 
     @property
     def needs_input(self):
@@ -67,6 +84,17 @@ class Linear(LinearBase):
         return ops.linear_backward(dy, x if kept is None else kept if dW is not None else None, self.weight.data, dW, db, need_dx)
 
 
+    def flops(self, shape, rule="sgd", dx=True, prepared=False):
+        """The Flops of one training step on an input of that shape (..., I).
+
+        rule: of the optimiser: "sgd", "momentum" or "adamw". dx: whether the input's gradient is wanted. prepared: backward
+        was readied by `prepare`, and computes again what forward would have kept.
+        """
+        product = 2 * math.prod(shape) * self.out_features
+        dW = self._input_gradient_flops(shape, self.out_features) if self.weight.trainable else 0
+        return Flops(product, (product if dx else 0) + dW)
+
+
 class FactoredLinear(LinearBase):
     """Linear layer with a trained rank-K weight L R that is never multiplied out, over a frozen residual if there is one.
 
@@ -99,6 +127,10 @@ class FactoredLinear(LinearBase):
     def rank(self):
         return self.L.data.shape[1]
 
+    @property
+    def fixed_bytes(self):
+        return 0 if self.residual is None else self.residual.nbytes
+
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O); keeps z = x R' (..., K) as well, unless x is compressed."""
         y, z = ops.factored_linear(x, self.L.data, self.R.data, self.bias.data if self.bias else None)
@@ -128,6 +160,16 @@ class FactoredLinear(LinearBase):
         if need_dx and self.residual is not None:
             ops.quant_linear_backward(dy, self.residual, out=dx, add=True, exact=self.exact)
         return dx
+
+    def flops(self, shape, rule="sgd", dx=True, prepared=False):
+        """As `Linear.flops`."""
+        O, I, K = self.out_features, self.in_features, self.rank
+        M = math.prod(shape[:-1])
+        product = 2 * M * K * (I + O)
+        residual = 0 if self.residual is None else 2 * M * I * O
+        gl_and_dx = 2 * M * O * K + (2 * M * K * I + residual if dx else 0)
+        backward = gl_and_dx + self._thin_gradient_flops(shape, K, prepared)
+        return Flops(product + residual, backward, wsi_update_flops(O, I, K, rule))
 
     def merged_weight(self):
         """The dense weight L R + Q (O, I)."""

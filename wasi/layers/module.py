@@ -88,6 +88,21 @@ class Module:
         """Bytes that this module itself (its children not counted) keeps between forward and backward."""
         return sum(a.nbytes for a in arrays_in(self._saved))
 
+    @property
+    def total_saved_bytes(self):
+        """Bytes that this module and its children keep between forward and backward; what several share counts once."""
+        sizes = {}
+        for _, module in self.named_modules():
+            for array in arrays_in(module._saved):
+                address = array.__array_interface__["data"][0]
+                sizes[address] = max(array.nbytes, sizes.get(address, 0))
+        return sum(sizes.values())
+
+    @property
+    def fixed_bytes(self):
+        """Bytes that this module itself always holds besides parameters: quantised weights, followed factors."""
+        return 0
+
 
 def arrays_in(value):
     """Yields the NumPy arrays in nested tuples, lists and dicts."""

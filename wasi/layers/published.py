@@ -1,9 +1,12 @@
 """The published form of WSI, kept for comparison: the dense weight and its dense gradient stay."""
 
+import math
+
 import numpy as np
 
 from wasi import linalg, ops
 from wasi.layers.compression import Compressed, add_weight_gradient
+from wasi.layers.flops import Flops, orth_flops
 from wasi.layers.linear import Linear
 
 
@@ -25,6 +28,10 @@ class WsiDenseLinear(Linear):
     @property
     def rank(self):
         return self._L.shape[1]
+
+    @property
+    def fixed_bytes(self):
+        return self._L.nbytes + self._R.nbytes
 
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O)."""
@@ -48,3 +55,10 @@ class WsiDenseLinear(Linear):
             return None
         dx, _ = ops.factored_linear_backward(dy, None, None, self._L, self._R)
         return dx
+
+    def flops(self, shape, rule="sgd", dx=True, prepared=False):
+        """As `Linear.flops`; the subspace iteration is the training forward's."""
+        O, I, K = self.out_features, self.in_features, self.rank
+        product = 2 * math.prod(shape[:-1]) * K * (I + O)
+        follow = 0 if prepared else 4 * O * I * K + orth_flops(O, K)
+        return Flops(product, follow + self._input_gradient_flops(shape, O) + (product if dx else 0))

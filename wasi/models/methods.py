@@ -46,8 +46,6 @@ def apply_method(model, method, options=MethodOptions(), whiten=None, verbose=Tr
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    if method in ("lora", "qlora") and options.activation_ranks is not None:
-        raise ValueError(f"activation_ranks: expected None for {method}, got {options.activation_ranks}")
     names = find_targets(model, options.targets)
     if method in ("wsi", "wasi", "qwasi", "wsi-dense"):
         dense = {name: model.get_module(name) for name in names}

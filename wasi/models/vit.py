@@ -9,6 +9,7 @@ import numpy as np
 
 from wasi import ops
 from wasi.layers import Attention, Block, LayerNorm, Linear, Mlp, Module, Parameter
+from wasi.layers.flops import Flops, attention_flops
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,31 @@ class VisionTransformer(Module):
             dx = block.backward(dx)
         self.patch_embed.backward(
             ops.assemble_tokens_backward(dx, self.cls_token.grad_buffer(), self.pos_embed.grad_buffer()))
+
+    def training_flops(self, batch_size, rule="sgd", micro_batch=None):
+        """The Flops of one training step on a batch, from the sizes of the layers (`wasi.layers.flops`).
+
+        rule: of the optimiser: "sgd", "momentum" or "adamw". micro_batch: samples in flight at once.
+        """
+        n, rest = divmod(batch_size, micro_batch or batch_size)
+        parts = [self._pass_flops(micro_batch or batch_size, rule)] * n + ([self._pass_flops(rest, rule)] if rest else [])
+        return Flops(sum(p.forward for p in parts), sum(p.backward for p in parts), parts[0].update)
+
+    def _pass_flops(self, B, rule):
+        C, P = self.config.embed_dim, self.config.grid**2
+        tokens = (B, P + 1, C)
+        total = self.patch_embed.proj.flops((B, P, self.patch_embed.proj.in_features), rule, dx=False)
+        total += self.head.flops((B, C), rule)
+        attention = attention_flops(*tokens)
+        for block in self.blocks:
+            again = block.policy.recompute
+            ins = [(block.attn.qkv, tokens), (block.attn.proj, tokens), (block.mlp.fc1, tokens)]
+            parts = [attention] + [layer.flops(shape, rule) for layer, shape in ins]
+            if again:
+                parts.append(Flops(0, sum(p.forward for p in parts)))
+            fc2 = block.mlp.fc2
+            total = sum(parts, total) + fc2.flops((B, P + 1, fc2.in_features), rule, prepared=again)
+        return total
 
     def _check_images(self, images):
         want = (3, self.config.img_size, self.config.img_size)

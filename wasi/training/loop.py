@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 import wasi
 from wasi.models import save_model
-from wasi.training.memory import mib, peak_rss_bytes, reset_peak_rss, rss_bytes
+from wasi.training.memory import count_bytes, mib, peak_rss_bytes, reset_peak_rss, rss_bytes
 from wasi.training.optimizer import Optimizer
 from wasi.training.runlog import StepLog, environment, plot_curves, read_steps
 from wasi.training.schedule import learning_rate
@@ -43,6 +43,8 @@ class TrainResult:
     peak_rss_above_start_bytes: int  # the same less what was resident when the run began
     step_peak_bytes: int  # highest in arrays that steps made: activations and scratch, without weights and optimiser
     parameters: int
+    counted: dict  # bytes by kind, as `count_bytes` gives them at the end; saved_bytes: the most over the steps
+    flops_per_image: float  # of a training step, by `model.training_flops`
     interrupted: bool  # Ctrl-C ended it early
 
 
@@ -80,7 +82,7 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
                           clip_norm=config.clip_norm)
     arena = wasi.Arena()
     n_steps = config.epochs * len(train_loader)
-    records, seconds, step = [], [], 0
+    records, seconds, step, saved_bytes, flops = [], [], 0, 0, float("nan")
     reset_peak_rss()
     log = StepLog(folder) if folder else None
     bar = tqdm(total=n_steps, desc=label, disable=not progress, unit="step")
@@ -98,6 +100,9 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
                     except ArithmeticError as error:
                         raise type(error)(f"step {step}, lr {lr:.3g}: {error}") from error
                     seconds.append(time.perf_counter() - started)
+                    if batch.saved_bytes > saved_bytes:
+                        saved_bytes = batch.saved_bytes
+                        flops = model.training_flops(batch.n, optimizer.rule, config.micro_batch).total / batch.n
                     loss_sum += batch.loss * batch.n
                     n_correct += batch.n_correct
                     n += batch.n
@@ -129,6 +134,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
         peak_rss_above_start_bytes=peak_rss_bytes() - start_rss,
         step_peak_bytes=arena.stats()["peak_bytes"],
         parameters=sum(p.data.size for _, p in model.named_parameters()),
+        counted={**count_bytes(model, optimizer), "saved_bytes": saved_bytes},
+        flops_per_image=flops,
         interrupted=interrupt.asked,
     )
     if folder:

@@ -31,6 +31,23 @@ def reset_peak_rss():
     return True
 
 
+def count_bytes(model, optimizer):
+    """Bytes of the arrays that a training step holds, by kind. After forward(train=True), activations are among them.
+
+    Returns a dict: trained_bytes and frozen_bytes of weights (quantised and followed ones are frozen), gradient_bytes,
+    optimizer_bytes, saved_bytes (kept between forward and backward).
+    """
+    parameters = [p for _, p in model.named_parameters()]
+    fixed = sum(module.fixed_bytes for _, module in model.named_modules())
+    return {
+        "trained_bytes": sum(p.data.nbytes for p in parameters if p.trainable),
+        "frozen_bytes": sum(p.data.nbytes for p in parameters if not p.trainable) + fixed,
+        "gradient_bytes": sum(p.grad.nbytes for p in parameters if p.grad is not None),
+        "optimizer_bytes": optimizer.state_bytes,
+        "saved_bytes": model.total_saved_bytes,
+    }
+
+
 def mib(n_bytes):
     """Bytes as a number of MiB."""
     return n_bytes / 2**20

@@ -37,8 +37,8 @@ class Optimizer:
         self._plain = [p for _, p in model.named_parameters() if p.trainable and id(p) not in factors]
         n_buffers = {"sgd": 1 if momentum else 0, "adamw": 2}[kind]
         self._plain_state = [[np.zeros_like(p.data) for _ in range(n_buffers)] for p in self._plain]
-        rule = "adamw" if kind == "adamw" else "momentum" if momentum else "sgd"
-        self._layer_state = [linalg.WsiState(m.out_features, m.in_features, m.rank, rule) for m in self._layers]
+        self.rule = "adamw" if kind == "adamw" else "momentum" if momentum else "sgd"
+        self._layer_state = [linalg.WsiState(m.out_features, m.in_features, m.rank, self.rule) for m in self._layers]
         for p in self._plain + [p for m in self._layers for p in (m.L, m.R)]:
             p.grad_buffer()
 

@@ -14,6 +14,7 @@ class BatchResult:
     loss: float  # mean over samples
     n_correct: int
     n: int
+    saved_bytes: int = 0  # kept between forward and backward, by the largest micro-batch
 
     @property
     def accuracy(self):
@@ -27,12 +28,13 @@ def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing
     (None: all). Samples do not interact in these models, so the gradient is the same to rounding.
     Returns BatchResult. Raises FloatingPointError where the loss is not finite; gradients are then unfinished.
     """
-    n, total, n_correct = len(images), 0.0, 0
+    n, total, n_correct, saved_bytes = len(images), 0.0, 0, 0
     size = micro_batch or n
     for start in range(0, n, size):
         part = slice(start, min(start + size, n))
         share = (part.stop - part.start) / n
         logits = model.forward(images[part], train=True)
+        saved_bytes = saved_bytes or model.total_saved_bytes
         loss, dlogits, hits = ops.cross_entropy(logits, labels[part], label_smoothing)
         total += loss * share
         n_correct += hits
@@ -40,7 +42,7 @@ def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing
             raise FloatingPointError("the loss is not finite: lower lr, or clip the gradient (clip_norm)")
         dlogits *= np.float32(share)
         model.backward(dlogits)
-    return BatchResult(total, n_correct, n)
+    return BatchResult(total, n_correct, n, saved_bytes)
 
 
 def evaluate(model, batches):
