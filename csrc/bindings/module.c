@@ -61,6 +61,7 @@ static int module_exec(PyObject *module)
         wasi_activation_methods,
         wasi_attention_methods,
         wasi_embed_methods,
+        wasi_knapsack_methods,
         wasi_linalg_methods,
         wasi_linear_methods,
         wasi_loss_methods,

@@ -11,6 +11,7 @@ from wasi.ops.activation import (
 )
 from wasi.ops.attention import attention, attention_backward, attention_gqa, attention_gqa_backward
 from wasi.ops.embed import assemble_tokens, assemble_tokens_backward, extract_patches, fold_patches
+from wasi.ops.knapsack import Selection, knapsack
 from wasi.ops.linear import factored_linear, factored_linear_backward, linear, linear_backward
 from wasi.ops.loss import cross_entropy
 from wasi.ops.norm import add_layer_norm, layer_norm, layer_norm_apply, layer_norm_backward
@@ -33,6 +34,7 @@ from wasi.ops.quant import (
 
 __all__ = [
     "QuantizedMatrix",
+    "Selection",
     "adamw_update",
     "add",
     "add_layer_norm",
@@ -55,6 +57,7 @@ __all__ = [
     "gelu_backward",
     "gelu_decode_backward",
     "gelu_encode",
+    "knapsack",
     "layer_norm",
     "layer_norm_apply",
     "layer_norm_backward",
