@@ -13,7 +13,7 @@ C_SOURCES = sorted((ROOT / "csrc").glob("*/*.[ch]"))
 PYTHON_SOURCES = sorted((ROOT / "wasi").rglob("*.py"))
 
 # A package may import those to its right (docs/developing.md).
-ORDER = ["cli", "training", "planning", "models", "layers", "linalg", "ops", "reference", "_core"]
+ORDER = ["cli", "reports", "training", "planning", "models", "layers", "linalg", "ops", "reference", "_core"]
 SIBLINGS = {("training", "planning"), ("planning", "training")}
 
 
@@ -61,6 +61,13 @@ def test_python_imports_point_one_way():
             if target in ORDER and target != here:
                 assert ORDER.index(target) > ORDER.index(here) and (here, target) not in SIBLINGS, f"{path} imports {target}"
                 assert here != "reference", f"{path}: the twins import nothing of ours"
+
+
+def test_reports_read_run_folders_alone():
+    for path in (ROOT / "wasi" / "reports").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("wasi"):
+                assert node.module.startswith(("wasi.reports", "wasi.training.runlog")), f"{path} imports {node.module}"
 
 
 def stub_functions():

@@ -8,6 +8,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "compare": "train by several methods over several seeds: accuracy against memory and time",
     "train": "train or fine-tune a model; without arguments: the shipped sign-language digits, dense and wsi",
 }
 
@@ -19,9 +20,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def main(argv=None):
-    """Runs the command; returns its exit status. Errors in what the user gave are one line on stderr and status 2."""
-    argv = sys.argv[1:] if argv is None else argv
+def build_parser(argv):
+    """The parser for a command line, and the module of its command (None where it names none)."""
     parser = argparse.ArgumentParser(prog="wasi", description="Fine-tune, train and run transformers on a CPU in little memory.")
     commands = parser.add_subparsers(dest="command", required=True)
     module = None
@@ -31,6 +31,13 @@ def main(argv=None):
             module = importlib.import_module(f"wasi.cli.{name}")
             command.description = module.DESCRIPTION
             module.add_arguments(command)
+    return parser, module
+
+
+def main(argv=None):
+    """Runs the command; returns its exit status. Errors in what the user gave are one line on stderr and status 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser, module = build_parser(argv)
     args = parser.parse_args(argv)
     try:
         return module.run(args)

@@ -1,5 +1,8 @@
 """Options that commands share, and what is made from them: data, model, method, configuration of the training."""
 
+import subprocess
+import sys
+
 from wasi.models.methods import METHODS, MethodOptions
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
 from wasi.training.loop import TrainConfig
@@ -55,6 +58,17 @@ def words_of(args, **changes):
         flag = "--" + name.replace("_", "-")
         words += [flag] if value is True else [flag, str(value)]
     return words
+
+
+def run_in_child(words):
+    """Runs the command of these words in a process of its own; returns its exit status, 130 where Ctrl-C came meanwhile."""
+    # -P: started in a checkout, the child too must import the installed package, not the sources.
+    child = subprocess.Popen([sys.executable, "-P", "-m", "wasi", *words])
+    try:
+        return child.wait()
+    except KeyboardInterrupt:  # the child got it too: it ends its step and writes its results
+        child.wait()
+        return 130
 
 
 def open_images(args):

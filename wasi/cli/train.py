@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -33,17 +32,11 @@ def run(args):
         train_one(args, methods[0], out)
     else:
         for method in methods:
-            status = run_in_child(options.words_of(args, method=method, out=out / method))
+            status = options.run_in_child(options.words_of(args, method=method, out=out / method))
             if status:
                 return status
     print(summarise(out, methods))
     return 0
-
-
-def run_in_child(words):
-    """Runs the command of these words in a process of its own; returns its exit status."""
-    # -P: started in a checkout, the child too must import the installed package, not the sources.
-    return subprocess.call([sys.executable, "-P", "-m", "wasi", *words])
 
 
 def train_one(args, method, out):
@@ -62,7 +55,8 @@ def train_one(args, method, out):
     apply_method(model, method, options.method_options(args, model), calibration or None)
     config = options.train_config(args)
     folder.write_json("config.json", {"method": method, "model": name, "img_size": size, "classes": list(train_set.classes),
-                                      "n_train": len(train_set), "n_val": len(val_set), **vars(args), **asdict(config)})
+                                      "n_train": len(train_set), "n_val": len(val_set), "arguments": vars(args),
+                                      **asdict(config)})
     train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method)
     for problem in train_set.problems:
         print(f"not used: {problem.name}: {problem.reason}", file=sys.stderr)

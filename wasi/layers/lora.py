@@ -15,7 +15,7 @@ class LoraLinear(LinearBase):
     """y = x W' + scale (x A') B' + b with W frozen; A: (r, I) and B: (O, r) are trained by the plain optimiser.
 
     weight: (O, I) float32, or an `ops.QuantizedMatrix` (QLoRA's recipe). A starts uniform as PyTorch's linears do, B at zero, so
-    the layer starts as its base. scale is alpha / r. The bias is a Parameter as in every layer: freezing it is the caller's choice.
+    the layer starts as its base. scale is alpha / r. Whether the bias is trained is left to the caller.
 
     Source: LoRA (arXiv 2106.09685); QLoRA (arXiv 2305.14314).
     """

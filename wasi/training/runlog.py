@@ -32,16 +32,21 @@ class RunFolder:
             raise FileExistsError(f"out: {str(path)!r} already holds a run; name another folder")
 
     def write_json(self, name, value):
-        """Writes a JSON file that appears whole or not at all."""
-        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(value, file, indent=1)
-                file.write("\n")
-            os.replace(temporary, self.path / name)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_json(self.path / name, value)
+
+
+def write_json(path, value):
+    """Writes a JSON file that appears whole or not at all."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 class StepLog:
@@ -82,6 +87,15 @@ def _cpu_model():
     except OSError:
         pass
     return platform.processor() or "unknown"
+
+
+def read_result(path):
+    """The result.json of a run folder as a dict, or None where no run has ended there on its own."""
+    file = Path(path) / "result.json"
+    if not file.exists():
+        return None
+    result = json.loads(file.read_text())
+    return None if result["interrupted"] else result
 
 
 def read_steps(path):

@@ -1,0 +1,90 @@
+"""`wasi compare`: runs, resuming, table and figure."""
+
+import json
+
+import numpy as np
+import pytest
+from test_cli import OPTIONS, folder  # noqa: F401 (a fixture)
+
+from wasi.cli import compare, main
+from wasi.reports import comparison_table, pareto_front, plot_comparison, summarise_runs
+from wasi.training.runlog import read_steps
+
+
+@pytest.mark.filterwarnings("error")
+def test_compare_runs_resumes_and_draws_again(folder, tmp_path, capfd):  # noqa: F811
+    out = tmp_path / "runs"
+    command = ["compare", "--methods", "dense,lora:rank=4", "--seeds", "0,1", "--data", str(folder), "--out", str(out), *OPTIONS]
+    assert main(command) == 0
+    printed = capfd.readouterr().out
+    rows = json.loads((out / "comparison.json").read_text())
+    assert [(r["method"], r["seeds"]) for r in rows] == [("dense", [0, 1]), ("lora:rank=4", [0, 1])]
+    assert rows[1]["trained MiB"]["mean"] < rows[0]["trained MiB"]["mean"]
+    assert (out / "comparison.md").read_text() in printed and (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    config = json.loads((out / "lora_rank=4" / "seed-1" / "config.json").read_text())
+    assert (config["method"], config["arguments"]["rank"], config["arguments"]["seed"]) == ("lora", 4, 1)
+
+    # A run that did not end is made again, a finished one is left.
+    kept = (out / "dense" / "seed-1" / "result.json").stat().st_mtime_ns
+    (out / "dense" / "seed-0" / "result.json").unlink()
+    before = read_steps(out / "dense" / "seed-0" / "steps.csv")["loss"]
+    assert main(["compare", "--plot-only", "--out", str(out)]) == 0
+    assert "not finished: dense seed 0" in capfd.readouterr().out
+    assert main(command) == 0
+    assert "run 1 of 4: dense, seed 0" in capfd.readouterr().out
+    assert (out / "dense" / "seed-1" / "result.json").stat().st_mtime_ns == kept
+    assert np.array_equal(read_steps(out / "dense" / "seed-0" / "steps.csv")["loss"], before)  # the same order and bits
+
+    assert main([*command, "--epochs", "3"]) == 2
+    assert "seed-0 holds a run with other options (epochs 2, not 3); name another folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--methods", "dense,magic"], "--method: expected names out of dense"),
+    (["--methods", "dense,wsi:rank"], "wsi:rank: expected option=value with an option of wasi train, got 'rank'"),
+    (["--methods", "wsi:magic=3"], "got 'magic=3'"),
+    (["--methods", "dense,dense"], "dense is named twice"),
+    (["--seeds", "0,x"], "--seeds: expected whole numbers separated by commas, got '0,x'"),
+    (["--plot-only"], "--plot-only: expected --out"),
+    (["--plot-only", "--out", "nowhere"], "'nowhere' holds no comparison"),
+])
+def test_errors_are_one_line_and_status_2(capfd, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *options]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("wasi compare: ") and error.count("\n") == 1 and message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_value_of_a_methods_own_option_is_refused_before_anything_runs(capfd, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["compare", "--methods", "dense,wsi:rank=many", "--out", str(tmp_path / "runs")])
+    assert "argument --rank: invalid int value: 'many'" in capfd.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_commas_belong_to_an_option_where_no_method_follows():
+    text = "dense,wsi:targets=attn,fc1:rank=8,lora"
+    assert compare.split_methods(text) == ["dense", "wsi:targets=attn,fc1:rank=8", "lora"]
+
+
+def test_pareto_front_by_hand():
+    assert pareto_front([(2, 5), (1, 4), (3, 5), (3, 6), (1, 4), (4, 1)]) == [1, 4, 0, 3]
+    assert pareto_front([]) == []
+
+
+def result(accuracy, peak, seconds):
+    counted = dict.fromkeys(("trained_bytes", "frozen_bytes", "gradient_bytes", "optimizer_bytes", "saved_bytes"), 2**20)
+    return {"val_accuracy": accuracy, "peak_rss_above_start_bytes": peak * 2**20, "seconds_per_step": seconds,
+            "counted": counted, "flops_per_image": 3e9}
+
+
+def test_summary_and_table_by_hand(tmp_path):
+    rows = summarise_runs({"a": {0: result(0.5, 10, 1.0), 1: result(0.7, 12, 1.0)}, "b": {0: result(0.4, 5, 2.0)}})
+    assert rows[0]["top-1 %"] == {"mean": pytest.approx(60), "std": pytest.approx(200**0.5), "min": 50, "max": pytest.approx(70),
+                                  "values": [50, pytest.approx(70)]}
+    assert rows[0]["on_front"] == ["memory", "time"] and rows[1]["on_front"] == ["memory"]
+    first, _, a, b = comparison_table(rows).splitlines()
+    assert a == "| a | 60.0 ± 14.1 | 11 ± 1 | 1.000 | 1.00 | 1.00 | 2.00 | 1.00 | 3.000 | 2 | memory, time |"
+    assert b.endswith("| 1 | memory |") and first.count("|") == a.count("|")
+    plot_comparison(rows, tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 10_000

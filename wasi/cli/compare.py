@@ -1,0 +1,134 @@
+"""`wasi compare`: several methods over several seeds, each run in a process of its own, and what they reach side by side."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from wasi.cli import build_parser, options
+from wasi.models.methods import METHODS
+from wasi.reports import comparison_table, plot_comparison, summarise_runs
+from wasi.training.runlog import read_result, write_json
+
+DESCRIPTION = ("Trains by each method with each seed, each run in a process of its own, so that memory is measured apart. A seed "
+               "fixes the order of the images and all random numbers. Writes comparison.md, comparison.json and comparison.png: "
+               "accuracy against measured memory and time, mean and spread over seeds, Pareto front marked. Started again with "
+               "the same options, it goes on after the last finished run.")
+# Differences in these do not make another run.
+_FREE = ("command", "out", "quiet")
+
+
+def add_arguments(parser):
+    parser.add_argument("--methods", default="dense,wsi", help=f"separated by commas, out of {', '.join(METHODS)}; a method may "
+                        "have options of its own, as in dense,wsi:rank=16,wsi:rank=32:lr=0.01")
+    parser.add_argument("--seeds", default="0", help="separated by commas")
+    options.add_training_options(parser)
+    parser.add_argument("--out", help="folder of the runs (default: runs/<time>)")
+    parser.add_argument("--plot-only", action="store_true", help="train nothing; read the runs in --out again")
+
+
+def run(args):
+    if args.plot_only:
+        if not args.out:
+            raise ValueError("--plot-only: expected --out to name the folder of the runs")
+        return report(Path(args.out))
+    methods, seeds = split_methods(args.methods), split_seeds(args.seeds)
+    out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
+    planned = []  # method, seed, folder, command line; seeds outside: each has run once before any runs again
+    for seed in seeds:
+        for method in methods:
+            folder = run_folder(out, method, seed)
+            planned.append((method, seed, folder, words_of_run(args, method, seed, folder)))
+    for _, _, folder, words in planned:
+        check_settings(folder, words)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "compare.json", {"methods": methods, "seeds": seeds})
+    for number, (method, seed, folder, words) in enumerate(planned, 1):
+        if read_result(folder) is not None:
+            continue
+        print(f"run {number} of {len(planned)}: {method}, seed {seed}", flush=True)
+        if (folder / "config.json").exists():
+            shutil.rmtree(folder)  # began and did not end
+        status = options.run_in_child(words)
+        if status:
+            return status
+    return report(out)
+
+
+def split_methods(text):
+    """The methods of a list such as "dense,wsi:targets=attn,fc1:rank=8": a comma ends one where a method's name follows."""
+    methods = []
+    for piece in text.split(","):
+        if piece.split(":")[0] not in METHODS and methods and ":" in methods[-1]:
+            methods[-1] += "," + piece
+        else:
+            methods.append(piece)
+    options.known_methods([m.split(":")[0] for m in methods])
+    repeated = {m for m in methods if methods.count(m) > 1}
+    if repeated:
+        raise ValueError(f"--methods: {', '.join(sorted(repeated))} is named twice")
+    return methods
+
+
+def split_seeds(text):
+    if not all(s.strip().isdigit() for s in text.split(",")):
+        raise ValueError(f"--seeds: expected whole numbers separated by commas, got {text!r}")
+    return [int(s) for s in text.split(",")]
+
+
+def run_folder(out, method, seed):
+    return out / method.replace(":", "_") / f"seed-{seed}"
+
+
+def words_of_run(args, method, seed, folder):
+    """The `wasi train` command line of one run, checked."""
+    name, *own = method.split(":")
+    changes = {}
+    for setting in own:
+        key, equals, value = setting.partition("=")
+        key = key.replace("-", "_")
+        if not equals or not hasattr(args, key) or key in ("methods", "seeds", "out", "plot_only"):
+            raise ValueError(f"--methods: {method}: expected option=value with an option of wasi train, got {setting!r}")
+        changes[key] = value
+    words = options.words_of(args, methods=None, seeds=None, plot_only=None, **changes, method=name, seed=seed, out=folder)
+    build_parser(words)[0].parse_args(words)  # a bad value ends here, with argparse's message
+    return words
+
+
+def check_settings(folder, words):
+    """Raises ValueError where the folder has a run with other settings."""
+    if not (folder / "config.json").exists():
+        return
+    there = json.loads((folder / "config.json").read_text())["arguments"]
+    asked = vars(build_parser(words)[0].parse_args(words))
+    other = [f"{k} {there.get(k)!r}, not {v!r}" for k, v in asked.items() if k not in _FREE and there.get(k) != v]
+    if other:
+        raise ValueError(f"out: {folder} holds a run with other options ({'; '.join(other)}); name another folder")
+
+
+def report(out):
+    """Reads the runs, writes table, figure and results, and prints the table."""
+    try:
+        plan = json.loads((out / "compare.json").read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"out: {str(out)!r} holds no comparison (compare.json is missing)") from None
+    runs, missing = {}, []
+    for method in plan["methods"]:
+        for seed in plan["seeds"]:
+            result = read_result(run_folder(out, method, seed))
+            if result is None:
+                missing.append(f"{method} seed {seed}")
+            else:
+                runs.setdefault(method, {})[seed] = result
+    if not runs:
+        raise ValueError(f"out: {str(out)!r} has no finished run")
+    rows = summarise_runs(runs)
+    table = comparison_table(rows)
+    (out / "comparison.md").write_text(table + "\n")
+    write_json(out / "comparison.json", rows)
+    plot_comparison(rows, out / "comparison.png")
+    print(table)
+    if missing:
+        print(f"not finished: {', '.join(missing)}")
+    print(f"written to {out}")
+    return 0
