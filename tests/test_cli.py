@@ -44,6 +44,11 @@ def test_one_method_runs_in_this_process(folder, tmp_path, capfd):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("method", ["svd", "svd-llm", "svd-llm-lora"])
+def test_comparison_methods_run_without_further_options(folder, tmp_path, method):
+    assert main(["train", "--data", str(folder), "--method", method, "--out", str(tmp_path / "run"), *OPTIONS]) == 0
+
+
 @pytest.mark.parametrize("options, message", [
     (["--method", "magic"], "--method: expected names out of dense, asi"),
     (["--method", "dense", "--data", "nowhere"], "nowhere"),

@@ -5,7 +5,8 @@ from tables import relative_error
 
 import wasi
 from wasi import ops
-from wasi.layers.lora import LoraLinear
+from wasi.layers.lora import LoraFactoredLinear, LoraLinear
+from wasi.models.factorize import input_covariances
 from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
@@ -21,10 +22,15 @@ def model_and_batch(seed=0):
     return model, rng.standard_normal((6, 3, 16, 16)).astype(np.float32), rng.integers(0, 5, 6)
 
 
+def calibration(method, images):
+    """The batches that a method asks for."""
+    return [images] if method.startswith("svd-llm") else None
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method):
     model, images, labels = model_and_batch()
-    apply_method(model, method, MethodOptions(targets=("all",), rank=8), verbose=False)
+    apply_method(model, method, MethodOptions(targets=("all",), rank=8), calibration(method, images), verbose=False)
     optimizer = Optimizer(model, "sgd", clip_norm=1.0)
     losses = []
     for _ in range(15):
@@ -108,13 +114,13 @@ def test_a_frozen_residual_takes_a_seventh_of_the_dense_bytes_and_is_read_packed
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_saved_and_loaded(tmp_path, method):
     model, images, _ = model_and_batch()
-    apply_method(model, method, MethodOptions(targets=("all",), rank=8), verbose=False)
+    apply_method(model, method, MethodOptions(targets=("all",), rank=8), calibration(method, images), verbose=False)
     model.blocks[0].norm1.weight.data[:] = 1.5
     wasi.save_model(model, tmp_path / "m.safetensors")
     again, _ = wasi.load_model(tmp_path / "m.safetensors")
     got, want = again.forward(images), model.forward(images)
-    if method == "wsi-dense":  # its followed factors are not part of the model: the file holds the dense weights
-        assert relative_error(got, want) > 0
+    if method in ("wsi-dense", "svd"):  # their factors are not part of the model: the file holds the dense weights
+        assert relative_error(got, want) > 0 and (method == "wsi-dense" or relative_error(got, want) < 1e-5)
         want = wasi.load_model(tmp_path / "m.safetensors")[0].forward(images)
     assert np.array_equal(got, want)
 
@@ -134,9 +140,130 @@ def test_a_damaged_quantised_file_is_refused_by_name(tmp_path):
         wasi.load_model(tmp_path / "bad.safetensors")
 
 
+def truncated(W, rank):
+    U, s, Vt = np.linalg.svd(W.astype(float), full_matrices=False)
+    return (U[:, :rank] * s[:rank]) @ Vt[:rank]
+
+
+@pytest.mark.parametrize("kind, state", [("sgd", 0), ("sgd", 1), ("adamw", 2)])
+def test_a_step_of_svd_is_the_dense_step_truncated(kind, state):
+    model, images, labels = model_and_batch()
+    apply_method(model, "svd", MethodOptions(rank=8), verbose=False)
+    layer = model.blocks[1].mlp.fc1
+    dense, _, _ = model_and_batch()
+    other = dense.blocks[1].mlp.fc1
+    for name in wasi.models.find_targets(dense, ("mlp",)):
+        weight = dense.get_module(name).weight
+        weight.data[:] = truncated(weight.data, 8)
+    optimizers = [Optimizer(m, kind, momentum=0.9 if state == 1 else 0, weight_decay=0.1, clip_norm=1.0) for m in (model, dense)]
+    for _ in range(3):
+        losses = [accumulate_gradient(m, images, labels).loss for m in (model, dense)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert relative_error(layer.weight.grad, other.weight.grad) < 1e-3
+        for optimizer in optimizers:
+            optimizer.step(0.02)
+        for name in wasi.models.find_targets(dense, ("mlp",)):
+            weight = dense.get_module(name).weight
+            weight.data[:] = truncated(weight.data, 8)
+        assert relative_error(layer.weight.data, other.weight.data) < 1e-4
+        assert relative_error(layer._L @ layer._R, layer.weight.data) < 1e-6
+    # Nothing is saved by it: the dense weight, gradient and state stay.
+    assert layer.weight.grad.nbytes == layer.weight.data.nbytes == other.weight.data.nbytes
+    assert optimizers[0].state_bytes == optimizers[1].state_bytes
+    assert layer.fixed_bytes == 4 * 8 * (256 + 64)
+
+
+def test_svd_llm_starts_from_the_whitened_truncation_in_balanced_factors():
+    model, images, _ = model_and_batch()
+    layer = model.blocks[0].mlp.fc1
+    W = layer.weight.data.copy()
+    cov = input_covariances(model, ["blocks.0.mlp.fc1"], [images])["blocks.0.mlp.fc1"]
+    apply_method(model, "svd-llm", MethodOptions(targets=("blocks.0.mlp.fc1",), rank=8), [images], verbose=False)
+    new = model.blocks[0].mlp.fc1
+    root = np.linalg.cholesky(cov + 1e-6 * np.trace(cov) / 64 * np.eye(64))
+    want = truncated(W @ root, 8) @ np.linalg.inv(root)  # SVD-LLM's form: a Cholesky factor whitens
+    assert relative_error(new.merged_weight(), want) < 1e-3
+    norms = np.linalg.norm(new.L.data, axis=0), np.linalg.norm(new.R.data, axis=1)
+    assert np.allclose(*norms, rtol=1e-5)
+
+
+def test_svd_llm_moves_both_factors_by_their_own_gradients():
+    model, images, labels = model_and_batch()
+    apply_method(model, "svd-llm", MethodOptions(rank=8), [images], verbose=False)
+    layer = model.blocks[0].mlp.fc2
+    optimizer = Optimizer(model, "sgd")
+    accumulate_gradient(model, images, labels)
+    want = [p.data - np.float32(0.1) * p.grad for p in (layer.L, layer.R)]
+    optimizer.step(0.1)
+    assert all(relative_error(p.data, w) < 1e-6 for p, w in zip((layer.L, layer.R), want))
+
+
+def test_svd_llm_lora_trains_the_updates_of_both_factors_and_the_head_alone():
+    model, images, labels = model_and_batch()
+    apply_method(model, "svd-llm-lora", MethodOptions(rank=8, lora_rank=3), [images], verbose=False)
+    before = {n: p.data.copy() for n, p in model.named_parameters()}
+    optimizer = Optimizer(model, "adamw")
+    for _ in range(3):
+        accumulate_gradient(model, images, labels)
+        optimizer.step(0.01)
+    changed = {n for n, p in model.named_parameters() if not np.array_equal(p.data, before[n])}
+    wanted = {f"blocks.{i}.mlp.{fc}.{side}.{ab}" for i in range(2) for fc in ("fc1", "fc2") for side in ("up", "down")
+              for ab in "AB"}
+    assert changed == wanted | {"head.weight", "head.bias"}
+    assert model.blocks[0].mlp.fc1.down.A.data.shape == (3, 64)
+
+
+def test_gradients_of_lora_on_factors_against_finite_differences(rng):
+    L, R, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((24, 6), (6, 40), 24))
+    x, dy = (rng.standard_normal((10, n)).astype(np.float32) for n in (40, 24))
+    layer = LoraFactoredLinear(L, R, b, 3, 6.0, rng)
+    for part in (layer.down, layer.up):
+        part.B.data[:] = rng.standard_normal(part.B.data.shape)
+
+    def loss(a):
+        A1, B1, A2, B2, x, b = a
+        return float((((x @ (R + 2 * B1 @ A1).T) @ (L + 2 * B2 @ A2).T + b) * dy).sum())
+
+    parameters = [layer.down.A, layer.down.B, layer.up.A, layer.up.B]
+    arguments = [a.astype(float) for a in [p.data for p in parameters] + [x, b]]
+    y = layer.forward(x, train=True)
+    assert float((y * dy).sum()) == pytest.approx(loss(arguments), rel=1e-4)
+    gradients = [layer.backward(dy), layer.up.bias.grad]
+    assert directional_check(loss, arguments, [p.grad for p in parameters] + gradients, rng) < 1e-4
+    kept = [p.grad.copy() for p in parameters]
+    for p in parameters:
+        p.grad.fill(0)
+    layer.prepare()
+    assert layer.needs_input
+    layer.backward(dy, x)
+    assert all(relative_error(p.grad, k) < 1e-6 for p, k in zip(parameters, kept))
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 24), (7, 3, 4, 24)])
+def test_whitening_takes_inputs_of_three_and_four_dimensions(rng, shape):
+    class Model(wasi.layers.Module):
+        def __init__(self):
+            self.fc1 = wasi.layers.Linear(rng.standard_normal((10, 24)))
+
+        def forward(self, x):
+            return self.fc1.forward(x)
+
+    x = rng.standard_normal(shape).astype(np.float32)
+    rows = x.reshape(-1, 24).astype(float)
+    model = Model()
+    W = model.fc1.weight.data.copy()
+    assert relative_error(input_covariances(model, ["fc1"], [x])["fc1"], rows.T @ rows / len(rows)) < 1e-6
+    wasi.factorize(model, rank=4, whiten=[x], target_modules=("fc1",), verbose=False)
+    y, best = model.forward(x).reshape(-1, 10), rows @ W.T.astype(float)
+    error = np.linalg.norm(y - best)
+    assert error == pytest.approx(np.linalg.norm(np.linalg.svd(best, compute_uv=False)[4:]), rel=1e-3)  # the best of its rank
+
+
 def test_bad_method_is_refused_by_name():
     model, _, _ = model_and_batch()
     with pytest.raises(ValueError, match="method: expected one of dense, asi, .*got 'magic'"):
         apply_method(model, "magic")
     with pytest.raises(ValueError, match="rank: expected 1 to 64"):
         apply_method(model, "lora", MethodOptions(rank=65))
+    with pytest.raises(ValueError, match="whiten: expected calibration batches for svd-llm, got None"):
+        apply_method(model, "svd-llm")

@@ -1,5 +1,6 @@
 """Options that commands share, and what is made from them: data, model, method, configuration of the training."""
 
+import itertools
 import subprocess
 import sys
 
@@ -17,9 +18,11 @@ def add_training_options(parser):
     add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
     add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
                                  "since random weights have no spectrum to choose by)")
-    add("--whiten", type=int, default=0, metavar="N", help="choose the factors on N calibration batches; 0: plain SVD")
+    add("--whiten", type=int, metavar="N", help="choose the factors on N calibration batches; 0: plain SVD (default: 4 for "
+                                                "svd-llm and svd-llm-lora, else 0)")
     add("--bits", type=int, choices=(4, 8), default=4, help="of the frozen residual of qwasi and the frozen weights of qlora")
     add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
+    add("--lora-rank", type=int, default=8, help="of the updates of svd-llm-lora; lora itself takes --rank")
     add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as "
                                    "0.5,0.5,64 (the default of asi, wasi and amc)")
     add("--targets", default="mlp", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
@@ -100,7 +103,13 @@ def method_options(args, model):
         rank = model.config.embed_dim // 4
     ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
     return MethodOptions(targets=tuple(args.targets.split(",")), variance=args.variance or 0.9, rank=rank, bits=args.bits,
-                         alpha=args.alpha, seed=args.seed, activation_ranks=ranks)
+                         alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, activation_ranks=ranks)
+
+
+def calibration_batches(args, method, loader):
+    """The batches that the factors are chosen on, or None."""
+    n = (4 if method.startswith("svd-llm") else 0) if args.whiten is None else args.whiten
+    return [images for images, _ in itertools.islice(loader, n)] or None
 
 
 def train_config(args):

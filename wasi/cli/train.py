@@ -1,6 +1,5 @@
 """`wasi train`: one method in this process, several each in a process of its own so that memory is measured apart."""
 
-import itertools
 import json
 import sys
 import time
@@ -51,8 +50,7 @@ def train_one(args, method, out):
                               seed=args.seed)
     size = model.config.img_size
     train_loader, val_loader = options.make_loaders(args, train_set, val_set, size)
-    calibration = [images for images, _ in itertools.islice(train_loader, args.whiten)]
-    apply_method(model, method, options.method_options(args, model), calibration or None)
+    apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
     config = options.train_config(args)
     folder.write_json("config.json", {"method": method, "model": name, "img_size": size, "classes": list(train_set.classes),
                                       "n_train": len(train_set), "n_val": len(val_set), "arguments": vars(args),

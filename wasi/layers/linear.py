@@ -101,9 +101,10 @@ class FactoredLinear(LinearBase):
     W = L R + Q. L: (O, K) with orthonormal columns, R: (K, I), bias: (O,) or None; float32. Trained by the WSI step
     (`wasi.linalg.wsi_step`), which keeps L orthonormal. residual: Q as an `ops.QuantizedMatrix` (O, I), or None.
     exact: multiply by Q with float32 activations instead of rounding those to 8 bits (slower; for gradient checks).
+    plain: L and R are parameters like others, trained without the WSI step; L need not be orthonormal then.
     """
 
-    def __init__(self, L, R, bias=None, residual=None):
+    def __init__(self, L, R, bias=None, residual=None, plain=False):
         L, R = np.asarray(L), np.asarray(R)
         if L.ndim != 2 or R.ndim != 2 or L.shape[1] != R.shape[0]:
             raise ValueError(f"L, R: expected shapes (O, K) and (K, I), got {L.shape} and {R.shape}")
@@ -114,6 +115,7 @@ class FactoredLinear(LinearBase):
         self.bias = None if bias is None else Parameter(bias, decay=False)
         self.residual = residual
         self.exact = False
+        self.plain = plain
 
     @property
     def out_features(self):
@@ -169,7 +171,7 @@ class FactoredLinear(LinearBase):
         residual = 0 if self.residual is None else 2 * M * I * O
         gl_and_dx = 2 * M * O * K + (2 * M * K * I + residual if dx else 0)
         backward = gl_and_dx + self._thin_gradient_flops(shape, K, prepared)
-        return Flops(product + residual, backward, wsi_update_flops(O, I, K, rule))
+        return Flops(product + residual, backward, 0 if self.plain else wsi_update_flops(O, I, K, rule))
 
     def merged_weight(self):
         """The dense weight L R + Q (O, I)."""

@@ -8,14 +8,15 @@ from wasi import ops
 from wasi.layers.compression import Compressed, add_weight_gradient, project
 from wasi.layers.flops import Flops
 from wasi.layers.linear import LinearBase
-from wasi.layers.module import Parameter
+from wasi.layers.module import Module, Parameter
 
 
 class LoraLinear(LinearBase):
     """y = x W' + scale (x A') B' + b with W frozen; A: (r, I) and B: (O, r) are trained by the plain optimiser.
 
     weight: (O, I) float32, or an `ops.QuantizedMatrix` (QLoRA's recipe). A starts uniform as PyTorch's linears do, B at zero, so
-    the layer starts as its base. scale is alpha / r. Whether the bias is trained is left to the caller.
+    the layer starts as its base; with rng None, A is at zero too, to be filled in. scale is alpha / r. Whether the bias is
+    trained is left to the caller.
 
     Source: LoRA (arXiv 2106.09685); QLoRA (arXiv 2305.14314).
     """
@@ -29,7 +30,7 @@ class LoraLinear(LinearBase):
         if not quantized:
             self.weight = Parameter(weight)
             self.weight.trainable = False
-        self.A = Parameter(rng.uniform(-(I**-0.5), I**-0.5, (rank, I)))
+        self.A = Parameter(np.zeros((rank, I)) if rng is None else rng.uniform(-(I**-0.5), I**-0.5, (rank, I)))
         self.B = Parameter(np.zeros((O, rank), np.float32))
         self.bias = None if bias is None else Parameter(bias, decay=False)
         self.scale = alpha / rank
@@ -98,3 +99,64 @@ class LoraLinear(LinearBase):
         """The dense weight W + scale B A (O, I)."""
         base = self.weight.data if self.base is None else ops.dequantize_residual(self.base)
         return base + self._scaled_B() @ self.A.data
+
+
+class LoraFactoredLinear(Module):
+    """y = (x R~') L~' + b with LoRA beside each of two frozen factors: R~ = R + scale B1 A1 (K, I), L~ = L + scale B2 A2 (O, K).
+
+    down, up: the LoraLinears of R and of L. Both are trained together; SVD-LLM trains one after the other.
+
+    Source: SVD-LLM (arXiv 2403.07378), section 3.3.
+    """
+
+    def __init__(self, L, R, bias, rank, alpha, rng):
+        self.down = LoraLinear(R, None, rank, alpha, rng)
+        self.up = LoraLinear(L, bias, rank, alpha, rng)
+
+    @property
+    def out_features(self):
+        return self.up.out_features
+
+    @property
+    def in_features(self):
+        return self.down.in_features
+
+    @property
+    def rank(self):
+        return self.up.in_features
+
+    @property
+    def compression(self):
+        """Of the input, as in the other linears; what lies between the factors is thin, and kept as it is."""
+        return self.down.compression
+
+    @compression.setter
+    def compression(self, value):
+        self.down.compression = value
+
+    @property
+    def needs_input(self):
+        return self.down.needs_input
+
+    def forward(self, x, train=False, keep_input=True):
+        """x (..., I) -> y (..., O)."""
+        return self.up.forward(self.down.forward(x, train, keep_input), train)
+
+    def prepare(self):
+        """Readies backward as forward(train=True, keep_input=False) does, without computing anything."""
+        self.down.prepare()
+        self.up.prepare()
+
+    def backward(self, dy, x=None, need_dx=True):
+        """dy (..., O) -> dx (..., I); adds to the gradients of updates and bias. x: the input again if it was not kept."""
+        between = self.down.forward(x) if self.up.needs_input else None
+        return self.down.backward(self.up.backward(dy, between), x, need_dx)
+
+    def flops(self, shape, rule="sgd", dx=True, prepared=False):
+        """As `Linear.flops`."""
+        total = self.down.flops(shape, rule, dx, prepared) + self.up.flops((*shape[:-1], self.rank), rule, True, prepared)
+        return total + Flops(0, self.down.flops(shape).forward) if prepared else total
+
+    def merged_weight(self):
+        """The dense weight L~ R~ (O, I)."""
+        return self.up.merged_weight() @ self.down.merged_weight()

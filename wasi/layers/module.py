@@ -98,6 +98,9 @@ class Module:
                 sizes[address] = max(array.nbytes, sizes.get(address, 0))
         return sum(sizes.values())
 
+    def after_step(self):
+        """Called by the optimiser when it has updated the parameters."""
+
     @property
     def fixed_bytes(self):
         """Bytes that this module itself always holds besides parameters: quantised weights, followed factors."""

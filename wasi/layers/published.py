@@ -1,4 +1,4 @@
-"""The published form of WSI, kept for comparison: the dense weight and its dense gradient stay."""
+"""Published ways to train low-rank weights, kept for comparison: the dense weight and its dense gradient stay."""
 
 import math
 
@@ -6,22 +6,21 @@ import numpy as np
 
 from wasi import linalg, ops
 from wasi.layers.compression import Compressed, add_weight_gradient
-from wasi.layers.flops import Flops, orth_flops
+from wasi.layers.flops import Flops, orth_flops, svd_flops
 from wasi.layers.linear import Linear
 
 
-class WsiDenseLinear(Linear):
-    """Linear layer that computes with a rank-K approximation of a dense trained weight.
+class DenseWeightLinear(Linear):
+    """Linear layer with a dense trained weight W that computes with factors L R of rank K, at first W's truncated SVD.
 
-    Each training forward follows the weight by one subspace iteration, L = orth(W R'), R = L' W, and multiplies by L R; backward
-    forms the dense gradient of W. Saves FLOPs in the products with L and R, no memory: W, dW, L and R all exist.
-    L is paired with the R that it yields (the authors' scripts pair it with the previous one).
-
-    Source: WASI (arXiv 2510.09160), algorithm 1.
+    Backward forms the dense gradient of W. Saves FLOPs in the products with L and R, no memory: W, dW, L and R all exist.
     """
 
     def __init__(self, weight, bias, rank):
         super().__init__(weight, bias)
+        self._truncate(rank)
+
+    def _truncate(self, rank):
         U, s, Vt = linalg.truncated_svd(self.weight.data, rank=rank)
         self._L, self._R = U, np.ascontiguousarray(s[:, None] * Vt)
 
@@ -35,10 +34,7 @@ class WsiDenseLinear(Linear):
 
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O)."""
-        W = self.weight.data
         if train:
-            self._L = linalg.orthonormalize(np.ascontiguousarray(W @ self._R.T))
-            self._R = np.ascontiguousarray(self._L.T @ W)
             self._saved = (self._keep(x, keep_input),)
         y, _ = ops.factored_linear(x, self._L, self._R, self.bias.data if self.bias else None)
         return y
@@ -57,8 +53,47 @@ class WsiDenseLinear(Linear):
         return dx
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):
+        """As `Linear.flops`, without what keeps L R near W."""
+        product = 2 * math.prod(shape[:-1]) * self.rank * (self.in_features + self.out_features)
+        return Flops(product, self._input_gradient_flops(shape, self.out_features) + (product if dx else 0))
+
+
+class WsiDenseLinear(DenseWeightLinear):
+    """The published form of WSI: each training forward follows W by one subspace iteration, L = orth(W R'), R = L' W.
+
+    L is paired with the R that it yields (the authors' scripts pair it with the previous one).
+
+    Source: WASI (arXiv 2510.09160), algorithm 1.
+    """
+
+    def forward(self, x, train=False, keep_input=True):
+        """x (..., I) -> y (..., O)."""
+        if train:
+            W = self.weight.data
+            self._L = linalg.orthonormalize(np.ascontiguousarray(W @ self._R.T))
+            self._R = np.ascontiguousarray(self._L.T @ W)
+        return super().forward(x, train, keep_input)
+
+    def flops(self, shape, rule="sgd", dx=True, prepared=False):
         """As `Linear.flops`; the subspace iteration is the training forward's."""
         O, I, K = self.out_features, self.in_features, self.rank
-        product = 2 * math.prod(shape[:-1]) * K * (I + O)
         follow = 0 if prepared else 4 * O * I * K + orth_flops(O, K)
-        return Flops(product, follow + self._input_gradient_flops(shape, O) + (product if dx else 0))
+        return super().flops(shape, rule, dx) + Flops(0, follow)
+
+
+class SvdLinear(DenseWeightLinear):
+    """Truncation at every step: the optimiser moves the dense W, then W becomes its own best approximation of rank K, L R."""
+
+    def __init__(self, weight, bias, rank):
+        super().__init__(weight, bias, rank)
+        np.matmul(self._L, self._R, out=self.weight.data)
+
+    def after_step(self):
+        """W <- its truncated SVD."""
+        self._truncate(self.rank)
+        np.matmul(self._L, self._R, out=self.weight.data)
+
+    def flops(self, shape, rule="sgd", dx=True, prepared=False):
+        """As `Linear.flops`."""
+        O, I = self.out_features, self.in_features
+        return super().flops(shape, rule, dx) + Flops(0, 0, svd_flops(O, I) + 2 * O * I * self.rank)

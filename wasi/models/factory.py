@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from wasi.layers import FactoredLinear
-from wasi.layers.lora import LoraLinear
+from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
 from wasi.models.weights import FORMAT_VERSION, TensorFile, WeightsError, load_weights
 
@@ -48,27 +48,37 @@ def load_model(path):
         raise WeightsError(f"weights: {file.path.name} has format version {header['format_version']}; "
                            f"this package reads up to {FORMAT_VERSION}")
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
-    model = VisionTransformer(ViTConfig(**config))
+    model = VisionTransformer(ViTConfig(**config), seed=None)
     _restore_layers(model, file, header["layers"])
-    load_weights(model, path)
+    load_weights(model, file)
     return model, header["extra"]
 
 
 def _restore_layers(model, file, layers):
-    """Puts factored and LoRA layers where the file has their tensors; `load_weights` then fills what is left."""
+    """Puts factored and LoRA layers, yet without values, where the file has their tensors; `load_weights` fills them."""
     names = set(file.names)
+
+    def empty(name):
+        return np.zeros(file.shape(name), np.float32)
+
+    for name in (n for n, about in layers.items() if about.get("lora_on_factors")):
+        if not {f"{name}.up.weight", f"{name}.down.weight"} <= names:
+            raise WeightsError(f"weights: {file.path.name} lacks a factor of {name}")
+        bias = model.get_module(name).bias
+        new = LoraFactoredLinear(empty(f"{name}.up.weight"), empty(f"{name}.down.weight"), bias and bias.data, 1, 1.0, None)
+        model.set_module(name, new)
     for tail, other in ((".L", ".R"), (".A", ".B")):
         for name in sorted(n[: -len(tail)] for n in names if n.endswith(tail)):
             if name + other not in names:
                 raise WeightsError(f"weights: {file.path.name} has {name}{tail} but not {name}{other}")
             bias = model.get_module(name).bias
             bias = bias and bias.data
-            left, right = file.read(name + tail), file.read(name + other)
             about = layers.get(name, {})
             quantized = file.read_quantized(f"{name}.quantized", about["group"]) if "group" in about else None
             if tail == ".L":
-                model.set_module(name, FactoredLinear(left, right, bias, quantized))
+                new = FactoredLinear(empty(name + tail), empty(name + other), bias, quantized, about.get("plain", False))
             else:
-                base = file.read(f"{name}.weight") if quantized is None else quantized
-                new = LoraLinear(base, bias, len(left), about["scale"] * len(left), np.random.default_rng(0))
-                model.set_module(name, new)
+                base = empty(f"{name}.weight") if quantized is None else quantized
+                rank = file.shape(name + tail)[0]
+                new = LoraLinear(base, bias, rank, about["scale"] * rank, None)
+            model.set_module(name, new)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from wasi import ops
-from wasi.layers import ActivationCompression, ActivationPolicy
-from wasi.layers.lora import LoraLinear
-from wasi.layers.published import WsiDenseLinear
+from wasi.layers import ActivationCompression, ActivationPolicy, FactoredLinear
+from wasi.layers.lora import LoraFactoredLinear, LoraLinear
+from wasi.layers.published import SvdLinear, WsiDenseLinear
 from wasi.models.factorize import factorization_table, factorize, find_targets, ranks_by_name
 
 METHODS = {
@@ -18,9 +18,15 @@ METHODS = {
     "qwasi": "targets become trained low-rank factors over a frozen 4- or 8-bit residual",
     "wasi": "wsi and asi together",
     "wsi-dense": "the published WSI: dense weights and gradients stay, products use a followed low-rank approximation",
+    "svd": "dense training, and each target's weight is replaced by its truncated SVD after every step",
+    "svd-llm": "targets become low-rank factors by whitened truncation, trained as plain parameters",
+    "svd-llm-lora": "the same factors frozen, with trained low-rank updates on both; the head is trained",
     "lora": "targets are frozen; trained low-rank updates are added; the head is trained",
     "qlora": "lora over weights frozen in 4 or 8 bits",
 }
+
+# Those whose targets start from a truncated SVD.
+FACTORED = ("wsi", "qwasi", "wasi", "wsi-dense", "svd", "svd-llm", "svd-llm-lora")
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class MethodOptions:
     rank_pattern: dict | None = None  # {layer name: rank}, which goes before both
     bits: int = 4  # of the frozen residual or base
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
+    lora_rank: int = 8  # of the updates of svd-llm-lora, whose factors `rank` is about
     seed: int = 0  # of LoRA's random start
     activation_ranks: tuple | None = None  # (batch, tokens, channels) for compressed inputs: shares or numbers; None: the
     #                                        method's default, (0.5, 0.5, 64) for asi, amc and wasi, else inputs stay as they are
@@ -47,19 +54,28 @@ def apply_method(model, method, options=MethodOptions(), whiten=None, verbose=Tr
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     names = find_targets(model, options.targets)
-    if method in ("wsi", "wasi", "qwasi", "wsi-dense"):
+    if method in FACTORED:
+        if method in ("svd-llm", "svd-llm-lora") and whiten is None:
+            raise ValueError(f"whiten: expected calibration batches for {method}, got None")
         dense = {name: model.get_module(name) for name in names}
         factorize(model, options.variance, options.rank, options.rank_pattern, whiten, options.targets, verbose=False)
         if method == "qwasi":
             keep_residuals(model, {name: layer.weight.data for name, layer in dense.items()}, options.bits)
-        if method == "wsi-dense":
+        elif method in ("wsi-dense", "svd"):
             for name, layer in dense.items():
-                rank = model.get_module(name).rank
-                model.set_module(name, WsiDenseLinear(layer.weight.data, layer.bias and layer.bias.data, rank))
+                new = (SvdLinear if method == "svd" else WsiDenseLinear)
+                model.set_module(name, new(layer.weight.data, layer.bias and layer.bias.data, model.get_module(name).rank))
+        elif method in ("svd-llm", "svd-llm-lora"):
+            for name in names:
+                layer = model.get_module(name)
+                L, R = balanced(layer.L.data, layer.R.data)
+                model.set_module(name, FactoredLinear(L, R, layer.bias and layer.bias.data, plain=True))
+        if method == "svd-llm-lora":
+            add_lora_on_factors(model, names, options)
         if verbose:
             print(factorization_table(model.factorization))
     elif method in ("lora", "qlora"):
-        add_lora(model, options, quantized=method == "qlora")
+        add_lora(model, names, options, quantized=method == "qlora")
     ranks = options.activation_ranks or ((0.5, 0.5, 64) if method in ("asi", "amc", "wasi") else None)
     if ranks is not None:
         for name in names:
@@ -76,19 +92,37 @@ def keep_residuals(model, weights, bits):
         layer.residual = ops.quantize_residual(W - layer.L.data @ layer.R.data, bits)
 
 
-def add_lora(model, options, quantized):
+def balanced(L, R):
+    """Factors of the same product whose columns of L and rows of R have the same norms, for plain gradient steps on both."""
+    scale = np.sqrt(np.linalg.norm(R, axis=1) / np.linalg.norm(L, axis=0))
+    scale[scale == 0] = 1
+    return L * scale, R / scale[:, None]
+
+
+def add_lora(model, names, options, quantized):
     """Puts a LoraLinear in the place of each target, and freezes all but the updates and the head."""
     rng = np.random.default_rng(options.seed)
-    names = find_targets(model, options.targets)
     ranks = ranks_by_name(names, 8 if options.rank is None else options.rank, options.rank_pattern)
-    for _, p in model.named_parameters():
-        p.trainable = False
     for name in names:
         layer = model.get_module(name)
         base = ops.quantize_residual(layer.weight.data, options.bits) if quantized else layer.weight.data
-        new = LoraLinear(base, layer.bias and layer.bias.data, ranks[name], options.alpha, rng)
-        if new.bias is not None:
-            new.bias.trainable = False
-        model.set_module(name, new)
-    for p in (model.head.weight, model.head.bias):
-        p.trainable = True
+        model.set_module(name, LoraLinear(base, layer.bias and layer.bias.data, ranks[name], options.alpha, rng))
+    freeze_all_but_updates(model)
+
+
+def add_lora_on_factors(model, names, options):
+    """Puts a LoraFactoredLinear in the place of each factored target, and freezes all but the updates and the head."""
+    rng = np.random.default_rng(options.seed)
+    for name in names:
+        layer = model.get_module(name)
+        model.set_module(name, LoraFactoredLinear(layer.L.data, layer.R.data, layer.bias and layer.bias.data,
+                                                  min(options.lora_rank, layer.rank), options.alpha, rng))
+    freeze_all_but_updates(model)
+
+
+def freeze_all_but_updates(model):
+    """Leaves LoRA's A and B and the model's head trainable."""
+    trained = {id(p) for _, m in model.named_modules() if isinstance(m, LoraLinear) for p in (m.A, m.B)}
+    trained |= {id(p) for p in (model.head.weight, model.head.bias)}
+    for _, p in model.named_parameters():
+        p.trainable = id(p) in trained

@@ -92,28 +92,43 @@ class PatchEmbed(Module):
 
 
 class VisionTransformer(Module):
-    """ViT for classification: patch embedding, class token, positions, blocks, norm, head on the class token."""
+    """ViT for classification: patch embedding, class token, positions, blocks, norm, head on the class token.
+
+    seed: of the random weights; None leaves them at zero, to be filled in.
+    """
 
     def __init__(self, config, seed=0):
-        rng = np.random.default_rng(seed)
         C, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
-        patch_values = 3 * config.patch_size**2
+
+        def zeros(*shape):
+            return np.zeros(shape, np.float32)
 
         def linear(O, I):
-            return Linear(_truncated_normal(rng, (O, I)), np.zeros(O, np.float32))
+            return Linear(zeros(O, I), zeros(O))
 
         def block():
             return Block(LayerNorm(C, config.norm_eps), Attention(linear(3 * C, C), linear(C, C), config.num_heads),
                          LayerNorm(C, config.norm_eps), Mlp(linear(hidden, C), linear(C, hidden)))
 
         self.config = config
-        self.cls_token = Parameter(rng.standard_normal((1, 1, C)) * 1e-6, decay=False)
-        self.pos_embed = Parameter(_truncated_normal(rng, (1, config.grid**2 + 1, C)), decay=False)
-        bound = patch_values**-0.5
-        self.patch_embed = PatchEmbed(Linear(rng.uniform(-bound, bound, (C, patch_values)), np.zeros(C)), config)
+        self.cls_token = Parameter(zeros(1, 1, C), decay=False)
+        self.pos_embed = Parameter(zeros(1, config.grid**2 + 1, C), decay=False)
+        self.patch_embed = PatchEmbed(linear(C, 3 * config.patch_size**2), config)
         self.blocks = [block() for _ in range(config.depth)]
         self.norm = LayerNorm(C, config.norm_eps)
         self.head = linear(config.num_classes, C)
+        if seed is not None:
+            self._draw_weights(np.random.default_rng(seed))
+
+    def _draw_weights(self, rng):
+        self.cls_token.data[:] = rng.standard_normal(self.cls_token.data.shape) * 1e-6
+        self.pos_embed.data[:] = _truncated_normal(rng, self.pos_embed.data.shape)
+        patches = self.patch_embed.proj.weight.data
+        patches[:] = rng.uniform(-(patches.shape[1] ** -0.5), patches.shape[1] ** -0.5, patches.shape)
+        for part in (*self.blocks, self.head):
+            for _, module in part.named_modules():
+                if isinstance(module, Linear):
+                    module.weight.data[:] = _truncated_normal(rng, module.weight.data.shape)
 
     def set_policy(self, policy):
         """Chooses what every block keeps between forward and backward (`ActivationPolicy`)."""

@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wasi import ops
-from wasi.layers.lora import LoraLinear
+from wasi.layers.linear import FactoredLinear
+from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 
 FORMAT_VERSION = 1
 
@@ -108,14 +109,14 @@ class TensorFile:
 
 
 def load_weights(model, path):
-    """Fills a dense model with the weights of a safetensors file; returns a LoadReport.
+    """Fills a model with the weights of a safetensors file (a path or a TensorFile); returns a LoadReport.
 
     Names are timm's or torchvision's. A position table of another grid is resized bicubically; a head for another number of
     classes is skipped, so the model keeps its new one. Nothing is changed unless the whole file fits.
 
     Raises WeightsError naming all tensors that are missing or have another shape; FileNotFoundError.
     """
-    file = TensorFile(path)
+    file = path if isinstance(path, TensorFile) else TensorFile(path)
     by_name = {timm_name(name): name for name in file.names}
     parameters = dict(model.named_parameters())
     report = LoadReport(unused=sorted(set(by_name) - set(parameters)))
@@ -197,6 +198,10 @@ def save_model(model, path, extra=None):
             layers.setdefault(name, {})["group"] = quantized.group
         if isinstance(module, LoraLinear):
             layers.setdefault(name, {})["scale"] = module.scale
+        elif isinstance(module, LoraFactoredLinear):
+            layers.setdefault(name, {})["lora_on_factors"] = True
+        elif isinstance(module, FactoredLinear) and module.plain:
+            layers.setdefault(name, {})["plain"] = True
     metadata = {"wasi": json.dumps({"format_version": FORMAT_VERSION, "architecture": "vit", "config": asdict(model.config),
                                     "layers": layers, "extra": extra or {}})}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

@@ -31,7 +31,8 @@ class Optimizer:
         self.eps = eps
         self.clip_norm = clip_norm
         self.n_steps = 0
-        named = [(n, m) for n, m in model.named_modules() if isinstance(m, FactoredLinear) and m.L.trainable]
+        self._modules = list(model.named_modules())
+        named = [(n, m) for n, m in self._modules if isinstance(m, FactoredLinear) and m.L.trainable and not m.plain]
         self._layer_names, self._layers = [n for n, _ in named], [m for _, m in named]
         factors = {id(p) for layer in self._layers for p in (layer.L, layer.R)}
         self._plain = [p for _, p in model.named_parameters() if p.trainable and id(p) not in factors]
@@ -63,6 +64,8 @@ class Optimizer:
                        self.weight_decay, state, self.momentum, self.betas, self.eps, triangle)
             layer.L.grad.fill(0)
             layer.R.grad.fill(0)
+        for name, module in self._modules:
+            _with_name(name, module.after_step)
         return norm
 
     def _update_plain(self, p, state, lr, scale):
