@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import assert_close, relative_error
 
-from wasi import linalg
+from wasi import _core, linalg
 from wasi.reference import rsvd as ref
 
 DTYPES = [np.float32, np.float64]
@@ -64,6 +64,31 @@ def test_error_is_near_the_best(rng, n_threads, dtype, m, n, kind):
         assert error(A, U, values, Vt) <= reference * 1.01 + rounding * np.linalg.norm(S)
         assert linalg.diff_norm(A, U, values, Vt) == pytest.approx(
             error(A, U, values, Vt), rel=1e-3, abs=rounding * np.linalg.norm(S))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m, n", [(260, 200), (200, 260), (97, 96), (30, 30)])
+@pytest.mark.parametrize("way, n_iter", [("one", 6), ("two", 4), ("gram", 6), ("exact", 0)])
+def test_every_way_is_near_the_best(rng, n_threads, monkeypatch, dtype, m, n, way, n_iter):
+    if way == "two" and min(m, n) < 64:
+        pytest.skip("two blocks do not fit")
+    monkeypatch.setattr(linalg.rsvd, "_plan", lambda *a: (way, n_iter))
+    for kind, S in spectra(min(m, n)).items():
+        A = with_spectrum(rng, m, n, S, dtype)
+        U, values, Vt = linalg.randomized_svd(A, 12)
+        assert_svd(A, U, values, Vt, 12)
+        rounding = 2e-6 if dtype is np.float32 or way == "exact" else 1e-13  # "exact" is meant for float32
+        assert error(A, U, values, Vt) <= np.linalg.norm(S[12:]) * 1.005 + rounding * np.linalg.norm(S), kind
+        again = linalg.randomized_svd(A, 12)
+        assert all(np.array_equal(a, b) for a, b in zip((U, values, Vt), again))
+
+
+def test_a_spectrum_too_steep_for_the_gram_matrix_is_iterated_on_the_matrix(rng, monkeypatch):
+    monkeypatch.setattr(linalg.rsvd, "_plan", lambda *a: ("gram", 4))
+    S = np.where(np.arange(80) < 10, 1.0, 1e-5)  # squares below float32's accuracy
+    A = with_spectrum(rng, 120, 80, S, np.float32)
+    assert not _core.gram_range(A, np.empty((80, 26), np.float32), 16, 4, 0.25, 0)
+    assert error(A, *linalg.randomized_svd(A, 16)) <= 1.05 * np.linalg.norm(S[16:])
 
 
 @pytest.mark.parametrize("normalizer", ["auto", "QR", "LU", "none"])

@@ -182,6 +182,37 @@ done:
     return result;
 }
 
+static PyObject *gram_range(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"A", "V", "K", "n_iter", "alpha", "seed", NULL};
+    PyObject *A_obj, *V_obj;
+    wasi_array A, V;
+    int typenum, n_iter, n_threads = wasi_get_num_threads();
+    Py_ssize_t K;
+    double alpha;
+    unsigned long long seed;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOnidK:gram_range", names, &A_obj, &V_obj, &K, &n_iter, &alpha,
+                                     &seed) ||
+        !wasi_need_matrix(A_obj, "A", &A, &typenum))
+        return NULL;
+    npy_intp m = A.dim[0], n = A.dim[1], q = WASI_MIN(m, n);
+    if (!need_block(V_obj, typenum, "V", q, -1, &V) || !need_columns(V.dim[1], q, "V.shape[1]") ||
+        !need_columns(K, V.dim[1], "K") || !need_columns(n_iter, INT_MAX, "n_iter"))
+        return NULL;
+    wasi_range_options options = {.l = V.dim[1], .K = K, .n_iter = n_iter, .accelerate = true, .orthogonalize = true,
+                                  .alpha = alpha, .seed = seed};
+    PyArrayObject *scratch = wasi_new_scratch(WASI_CALL(typenum, gram_range_work, m, n, V.dim[1], n_threads));
+    if (scratch == NULL)
+        return NULL;
+    wasi_status status;
+    bool useful = false;
+    Py_BEGIN_ALLOW_THREADS
+    status = WASI_CALL(typenum, gram_range, V.data, &useful, A.data, m, n, &options, WASI_DATA(scratch), n_threads);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(scratch);
+    return status == WASI_OK ? PyBool_FromLong(useful) : wasi_raise(status, "gram_range");
+}
+
 static PyObject *gram_svd(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"A", "K", NULL};
@@ -242,6 +273,7 @@ PyMethodDef wasi_rsvd_methods[] = {
     WASI_METHOD("complement", complement, "complement(X, V, done, seed)"),
     WASI_METHOD("diff_norm", diff_norm, "diff_norm(A, U, S, Vt) -> float"),
     WASI_METHOD("frobenius_norm", frobenius_norm, "frobenius_norm(A) -> float"),
+    WASI_METHOD("gram_range", gram_range, "gram_range(A, V, K, n_iter, alpha, seed) -> bool"),
     WASI_METHOD("gram_svd", gram_svd, "gram_svd(A, K) -> S, V"),
     WASI_METHOD("range", range,
                 "range(A, V, W, X=None, previous=None, K=1, n_iter=0, accelerate=False, two=False, orthogonalize=True, "

@@ -15,16 +15,24 @@
 enum {
     ROWS = 256,    /* rows of B in one piece of a pass that does not keep its product */
     WIDENED = 64,  /* of which so many are in float64 at a time */
+    BAND = 96,     /* rows of a symmetric matrix that are stored, and multiplied, together */
     DIFF_ROWS = 64 /* rows of a difference that exist at a time */
 };
 
 /* Chebyshev's interval [0, a] is of use only where a is not negligible; elsewhere powers converge at once. */
-#define SMALLEST_INTERVAL 1e-4
+#define SMALLEST_INTERVAL 4e-6
 /* a / theta^2 with one block and with two: the second block makes up for a cut within a plateau. */
 #define INTERVAL_ONE 0.7
 #define INTERVAL_TWO 0.85
 /* Random numbers that fill up a deficient block, relative to its orthonormal columns. */
 #define FILLING 1e-2
+
+/* Where the band of a q x q matrix that begins at `row` lies, and at row = q where its numbers end. */
+static wasi_int band_offset(wasi_int q, wasi_int row)
+{
+    wasi_int last = (q - 1) / BAND * BAND;
+    return row < q ? row * q - row * (row - BAND) / 2 : last * q - last * (last - BAND) / 2 + (q - last) * (q - last);
+}
 
 /* Parts sum squares into their own place. */
 typedef struct {

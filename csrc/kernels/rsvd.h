@@ -10,6 +10,7 @@
  *   itself a lower bound of the true one: where the cut goes through a plateau, its values must lie beyond a to grow.
  * - `two`: the last two blocks of the iteration together span the subspace that A is projected on, a step of block
  *   Lanczos: the error falls again, for one more product with a block but no further pass.
+ * - Where l is not small beside q, B'B is formed once and iterated on (gram_range).
  * - Rayleigh and Ritz: the Gram matrix of W in float64 gives W's singular values as accurately as a float32 W has them.
  *   In float64 the small triangle of W's QR factorisation is decomposed instead.
  *
@@ -43,6 +44,18 @@ wasi_status wasi_drange(double *V, double *X, double *previous, double *W, const
                         const wasi_range_options *options, void *scratch, int n_threads);
 size_t wasi_srange_work(wasi_int m, wasi_int n, wasi_int l, int n_threads);
 size_t wasi_drange_work(wasi_int m, wasi_int n, wasi_int l, int n_threads);
+
+/* The same accelerated iteration from random numbers of `seed`, on the Gram matrix alpha^2 B'B, which costs p q^2 FLOPs
+ * once and 2 q^2 l an iteration: cheaper where l is not small beside q, and as accurate, since a product with B'B in
+ * two steps rounds as much. V (q x l) receives the basis; W is left to wasi_?range with n_iter = 0. n_iter >= 1, `two`
+ * is not for it. alpha within 2^-40..2^40 (float32), 2^-400..2^400 (float64): alpha^2 must be in range.
+ * `useful` becomes false where Chebyshev's interval is negligible: V is of no use then. WASI_ERR_NONFINITE. */
+wasi_status wasi_sgram_range(float *V, bool *useful, const float *A, wasi_int m, wasi_int n,
+                             const wasi_range_options *options, void *scratch, int n_threads);
+wasi_status wasi_dgram_range(double *V, bool *useful, const double *A, wasi_int m, wasi_int n,
+                             const wasi_range_options *options, void *scratch, int n_threads);
+size_t wasi_sgram_range_work(wasi_int m, wasi_int n, wasi_int l, int n_threads);
+size_t wasi_dgram_range_work(wasi_int m, wasi_int n, wasi_int l, int n_threads);
 
 /* V (q x l) = orth(alpha B' Y) for Y (p x l): random numbers of `seed`, written to Y, where `random`. */
 wasi_status wasi_srange_start(float *V, float *Y, bool random, const float *A, wasi_int m, wasi_int n, wasi_int l,

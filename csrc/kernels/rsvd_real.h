@@ -127,36 +127,105 @@ wasi_status T(range_start)(real *V, real *Y, bool random, const real *A, wasi_in
     return T(orth)(V, NULL, V, B.q, l, scratch, n_threads);
 }
 
+/* ---- Products with G = alpha^2 B'B ----
+ *
+ * Of the symmetric matrix the blocks on and above the diagonal are kept, in bands of BAND rows one after another:
+ * the band from row r on is BAND x (q - r). */
+
+typedef struct {
+    const T(operand) *B;
+    real *G, *X;
+    const real *V;
+    wasi_int l;
+    int n_parts;
+} T(square_job);
+
+/* Bands t, 2 T - 1 - t, 2 T + t, ... are part t's: equal shares of the triangle, nearly. */
+static wasi_status T(square_part)(void *ctx, wasi_int begin, wasi_int end, int part)
+{
+    const T(square_job) *j = ctx;
+    const T(operand) *B = j->B;
+    wasi_int q = B->q, step = B->wide ? B->n : 1; /* step: from one column of B to the next, in A */
+    for (wasi_int t = begin; t < end; t++) {
+        wasi_int row = t * BAND, back = 2 * (j->n_parts - 1 - t) + 1;
+        for (int turn = 0; row < q; turn++) {
+            const real *from = B->A + row * step;
+            WASI_TRY(T(gemm1)(!B->wide, B->wide, WASI_MIN(BAND, q - row), q - row, B->p, B->alpha * B->alpha, from, B->n,
+                              from, B->n, 0, j->G + band_offset(q, row), q - row));
+            row += BAND * (turn % 2 ? 2 * j->n_parts - back : back);
+        }
+    }
+    return WASI_OK;
+}
+
+/* G, in bands, = alpha^2 B'B */
+static wasi_status T(square)(real *G, const T(operand) *B, int n_threads)
+{
+    T(square_job) job = {.B = B, .G = G, .n_parts = n_threads};
+    return wasi_parallel(n_threads, n_threads, 1, T(square_part), &job);
+}
+
+static wasi_status T(square_apply_part)(void *ctx, wasi_int begin, wasi_int end, int part)
+{
+    const T(square_job) *j = ctx;
+    wasi_int q = j->B->q, l = j->l, cols = end - begin;
+    for (wasi_int row = 0; row < q; row += BAND) {
+        wasi_int rows = WASI_MIN(BAND, q - row), rest = q - row - rows, ld = q - row;
+        const real *band = j->G + band_offset(q, row), *V = j->V + row * l + begin;
+        real *X = j->X + row * l + begin, beta = row > 0;
+        WASI_TRY(T(gemm1)(false, false, rows, cols, ld, 1, band, ld, V, l, beta, X, l));
+        if (rest > 0)
+            WASI_TRY(T(gemm1)(true, false, rest, cols, rows, 1, band + rows, ld, V, l, beta, X + rows * l, l));
+    }
+    return WASI_OK;
+}
+
+/* X (q x l) = G V; the threads share the columns. */
+static wasi_status T(square_apply)(real *X, const real *G, const T(operand) *B, const real *V, wasi_int l,
+                                   int n_threads)
+{
+    T(square_job) job = {.B = B, .G = (real *)(uintptr_t)G, .X = X, .V = V, .l = l};
+    return wasi_parallel(n_threads, l, 16, T(square_apply_part), &job);
+}
+
 /* ---- The iteration ---- */
 
-/* Scratch: [Tinv, or G for the interval: l l, float64][w: l][eigenvalue work: 2 l + 1][gram | complement]. */
+/* Scratch: [Tinv, or the interval's matrix: l l, float64][w: l][eigenvalue work: 2 l + 1]
+ * and, sharing memory: [C: l l] | [divide | complement]. */
 typedef struct {
     double *Tinv, *w, *work;
+    real *C;
     void *other;
 } T(range_scratch);
 
-static size_t T(cut_range)(T(range_scratch) *w, wasi_scratch s, wasi_int m, wasi_int n, wasi_int l, int n_threads)
+static size_t T(cut_range)(T(range_scratch) *w, wasi_scratch s, wasi_int q, wasi_int l, int n_threads)
 {
-    wasi_int p = WASI_MAX(m, n), q = WASI_MIN(m, n);
     w->Tinv = wasi_take(&s, (size_t)(l * l) * sizeof(double));
     w->w = wasi_take(&s, (size_t)l * sizeof(double));
     w->work = wasi_take(&s, (size_t)(2 * l + 1) * sizeof(double));
-    w->other = wasi_take(&s, WASI_MAX(T(gram_work)(p, l, n_threads), T(complement_work)(l, q, l, n_threads)));
-    return s.used;
+    wasi_scratch interval = s;
+    w->C = wasi_take(&interval, (size_t)(l * l) * sizeof(real));
+    w->other = wasi_take(&s, T(complement_work)(l, q, l, n_threads));
+    return WASI_MAX(s.used, interval.used);
 }
 
 size_t T(range_work)(wasi_int m, wasi_int n, wasi_int l, int n_threads)
 {
     T(range_scratch) w;
-    return T(cut_range)(&w, wasi_scratch_count(), m, n, l, n_threads);
+    return T(cut_range)(&w, wasi_scratch_count(), WASI_MIN(m, n), l, n_threads);
 }
 
-/* Chebyshev's interval from the Ritz values of W: its length a, 0 where acceleration has no use. */
-static wasi_status T(interval)(double *a, T(range_scratch) *w, const real *W, wasi_int p,
+/* Chebyshev's interval from the Ritz values, the eigenvalues of V' X with X = alpha^2 B'B V: its length a, 0 where
+ * acceleration has no use. */
+static wasi_status T(interval)(double *a, T(range_scratch) *w, const real *V, const real *X, wasi_int q,
                                const wasi_range_options *o, int n_threads)
 {
     wasi_int l = o->l, K = o->K;
-    WASI_TRY(T(gram)(w->Tinv, W, false, p, l, w->other, n_threads));
+    WASI_TRY(T(gemm)(true, false, l, l, q, 1, V, l, X, l, 0, w->C, l, n_threads));
+    for (wasi_int i = 0; i < l * l; i++)
+        w->Tinv[i] = (double)w->C[i];
+    if (!WASI_PICK(wasi_dall_finite)(w->Tinv, l * l))
+        return WASI_ERR_NONFINITE;
     WASI_TRY(wasi_deigvals(l, w->Tinv, w->w, w->work));
     *a = (o->two ? INTERVAL_TWO : INTERVAL_ONE) * w->w[K < l ? l - 1 - K : 0];
     if (!(*a > SMALLEST_INTERVAL * w->w[l - 1]))
@@ -164,37 +233,88 @@ static wasi_status T(interval)(double *a, T(range_scratch) *w, const real *W, wa
     return WASI_OK;
 }
 
-wasi_status T(range)(real *V, real *X, real *previous, real *W, const real *A, wasi_int m, wasi_int n,
-                     const wasi_range_options *options, void *scratch, int n_threads)
+/* Iterates V, products with alpha^2 B'B by G where that is given, else through W = alpha B V. Stops after the first
+ * product, with `accelerated` false, where G is given and Chebyshev's interval is negligible. */
+static wasi_status T(iterate)(real *V, bool *accelerated, real *X, real *previous, real *W, const real *G,
+                              const T(operand) *B, const wasi_range_options *o, T(range_scratch) *w, int n_threads)
 {
-    const wasi_range_options *o = options;
-    T(operand) B = T(operand_of)(A, m, n, o->alpha);
-    T(range_scratch) w;
-    wasi_int l = o->l, q = B.q;
-    T(cut_range)(&w, wasi_scratch_on(scratch), m, n, l, n_threads);
+    wasi_int l = o->l, q = B->q;
     double a = 0;
+    *accelerated = false;
     for (int it = 0; it < o->n_iter; it++) {
         bool last = it + 1 == o->n_iter, regular;
-        WASI_TRY(T(apply)(W, &B, V, l, n_threads));
-        WASI_TRY(T(apply_transposed)(X, &B, W, l, n_threads));
+        if (G) {
+            WASI_TRY(T(square_apply)(X, G, B, V, l, n_threads));
+        } else {
+            WASI_TRY(T(apply)(W, B, V, l, n_threads));
+            WASI_TRY(T(apply_transposed)(X, B, W, l, n_threads));
+        }
         if (o->accelerate && it == 0)
-            WASI_TRY(T(interval)(&a, &w, W, B.p, o, n_threads));
+            WASI_TRY(T(interval)(&a, w, V, X, q, o, n_threads));
+        *accelerated = a > 0 || it > 0;
+        if (G && !*accelerated)
+            return WASI_OK;
         if (a > 0 && it == 0) /* T1(M) V = M V with M = 2 B'B / a - 1 */
             T_PICK(combine)(X, 2 / a, X, -1, V, 0, V, q * l);
         else if (a > 0) /* T[j+1] = 2 M T[j] - T[j-1] */
             T_PICK(combine)(X, 4 / a, X, -2, V, -1, previous, q * l);
         if (last && o->two)
-            return T(complement)(X, V, l, l, q, l, o->seed, w.other, n_threads);
+            return T(complement)(X, V, l, l, q, l, o->seed, w->other, n_threads);
         if (o->orthogonalize || last) {
-            WASI_TRY(T(orth_factor)(X, NULL, w.Tinv, &regular, NULL, X, q, l, w.other, n_threads));
+            WASI_TRY(T(orth_factor)(X, NULL, w->Tinv, &regular, NULL, X, q, l, w->other, n_threads));
             if (!regular)
                 a = 0;
             if (a > 0)
-                WASI_TRY(T(divide)(previous, V, w.Tinv, false, q, l, w.other, n_threads));
+                WASI_TRY(T(divide)(previous, V, w->Tinv, false, q, l, w->other, n_threads));
         }
         memcpy(V, X, (size_t)(q * l) * sizeof(real));
     }
-    return T(apply)(W, &B, V, l, n_threads);
+    return WASI_OK;
+}
+
+wasi_status T(range)(real *V, real *X, real *previous, real *W, const real *A, wasi_int m, wasi_int n,
+                     const wasi_range_options *options, void *scratch, int n_threads)
+{
+    T(operand) B = T(operand_of)(A, m, n, options->alpha);
+    T(range_scratch) w;
+    bool accelerated;
+    T(cut_range)(&w, wasi_scratch_on(scratch), B.q, options->l, n_threads);
+    WASI_TRY(T(iterate)(V, &accelerated, X, previous, W, NULL, &B, options, &w, n_threads));
+    return T(apply)(W, &B, V, options->l, n_threads);
+}
+
+/* Scratch: [G, in bands][X, previous: q l each][range]. */
+typedef struct {
+    real *G, *X, *previous;
+    T(range_scratch) range;
+} T(gram_range_scratch);
+
+static size_t T(cut_gram_range)(T(gram_range_scratch) *w, wasi_scratch s, wasi_int q, wasi_int l, int n_threads)
+{
+    w->G = wasi_take(&s, (size_t)band_offset(q, q) * sizeof(real));
+    w->X = wasi_take(&s, (size_t)(q * l) * sizeof(real));
+    w->previous = wasi_take(&s, (size_t)(q * l) * sizeof(real));
+    return T(cut_range)(&w->range, s, q, l, n_threads);
+}
+
+size_t T(gram_range_work)(wasi_int m, wasi_int n, wasi_int l, int n_threads)
+{
+    T(gram_range_scratch) w;
+    return T(cut_gram_range)(&w, wasi_scratch_count(), WASI_MIN(m, n), l, n_threads);
+}
+
+wasi_status T(gram_range)(real *V, bool *useful, const real *A, wasi_int m, wasi_int n,
+                          const wasi_range_options *options, void *scratch, int n_threads)
+{
+    T(operand) B = T(operand_of)(A, m, n, options->alpha);
+    T(gram_range_scratch) w;
+    wasi_int q = B.q, l = options->l;
+    T(cut_gram_range)(&w, wasi_scratch_on(scratch), q, l, n_threads);
+    WASI_TRY(T(square)(w.G, &B, n_threads));
+    T_PICK(normal)(w.X, options->seed, q * l);
+    WASI_TRY(T(square_apply)(V, w.G, &B, w.X, l, n_threads));
+    WASI_TRY(T(orth)(V, NULL, V, q, l, w.range.other, n_threads));
+    return T(iterate)(V, useful, w.X, w.previous, NULL, w.G, &B, options, &w.range, n_threads);
 }
 
 /* ---- Rayleigh and Ritz ---- */
@@ -451,8 +571,6 @@ wasi_status T(gram_svd)(real *S, real *V, const real *A, wasi_int m, wasi_int n,
 /* ---- The error of a decomposition ---- */
 
 /* Scratch, for each thread: [U S: DIFF_ROWS K][the difference: DIFF_ROWS n]. */
-
-
 typedef struct {
     const real *A, *U, *S, *Vt;
     real *US, *slab;

@@ -44,6 +44,24 @@ def _columns(wanted, q):
     return min(-(-wanted // 16) * 16 if wanted <= 144 else wanted, q)
 
 
+def _plan(p, q, rank, l, n_iter, accelerate, exact, moderate):
+    """The cheapest way and its iterations: "one" or "two" blocks, the "gram" matrix iterated on, or "exact".
+
+    Costs in FLOPs at GEMM's speed: a product of A with a block; an eigenproblem of order k is about 30 k^3.
+    """
+    product, (many, few) = 2 * p * q * l, (6, 4) if rank < q / 10 else (4, 3)
+    many, few = (many, few) if n_iter is None else (n_iter, n_iter)
+    ways = {"one": (many, (2 + 2 * many) * product)}
+    if accelerate and few > 0 and 2 * l <= q:
+        ways["two"] = (few, 30 * (2 * l) ** 3 + (3 + 2 * few) * product)
+    if accelerate and many > 0 and moderate:
+        ways["gram"] = (many, 1.2 * p * q**2 + 2 * (many + 1) * q**2 * l + product)
+    if exact:
+        ways["exact"] = (0, 2 * p * q**2 + 30 * q**3)
+    way = min(ways, key=lambda name: ways[name][1])
+    return way, ways[way][0]
+
+
 def _finish(A_shape, S, right, W, flip_sign):
     """U, S, Vt from the short side's vectors and W, which holds the long side's in its first numbers."""
     m, n = A_shape
@@ -71,15 +89,16 @@ def randomized_svd(A, rank=None, variance=None, n_oversamples=10, n_iter=None,
     """Truncated SVD A ~ U diag(S) Vt by a randomised method: near the best error at a fraction of the cost.
 
     A random block of rank + n_oversamples columns is multiplied by Chebyshev polynomials of A' A, which take
-    half the passes over A that powers take, and A is projected on the last two blocks where that pays. A long
-    thin float32 matrix is decomposed by its Gram matrix in float64 instead, where that costs less.
+    half the passes over A that powers take. Where the rank is not small beside A's smaller side, the products
+    are taken with the Gram matrix of that side, formed once; where it is, A is projected on the last two
+    blocks. A is read again for the values and vectors in any case. A long thin float32 matrix is decomposed by
+    its Gram matrix in float64, where that costs less.
 
     Parameters: A (m, n); rank: 1..min(m, n); or variance in (0, 1]: as `adaptive_svd`; n_oversamples >= 0, at
-    least so many;
-    n_iter: iterations of two passes over A each, None: 2 to 6; power_iteration_normalizer: "auto" (Chebyshev
-    polynomials), "QR" (plain powers, orthonormalised in between; "LU" is the same, as our QR costs no more),
-    "none" (plain powers); flip_sign: the entry of largest size in each column of U is made positive; seed: of
-    the random block.
+    least so many; n_iter: iterations of two products with A (or one with its Gram matrix) each, None: 3 to 6;
+    power_iteration_normalizer: "auto" (Chebyshev polynomials), "QR" (plain powers, orthonormalised in between;
+    "LU" is the same, as our QR costs no more), "none" (plain powers); flip_sign: the entry of largest size in
+    each column of U is made positive; seed: of the random block.
     Returns U (m, rank), S (rank,) descending, Vt (rank, n).
     Raises ValueError for arguments out of range, ArithmeticError for NaN or Inf in A.
 
@@ -105,21 +124,24 @@ def randomized_svd(A, rank=None, variance=None, n_oversamples=10, n_iter=None,
     alpha = _scale(A)
     p, q = max(A.shape), min(A.shape)
     l = _columns(rank + n_oversamples, q)
-    # Costs in FLOPs at GEMM's speed: a product of A with a block; an eigenproblem of order k is about 30 k^3.
-    product, (many, few) = 2 * p * q * l, (6, 3) if rank < q / 10 else (4, 2)
-    two = 2 * l <= q and 30 * (2 * l) ** 3 + (3 + 2 * few) * product < (2 + 2 * many) * product
-    if n_iter is None:
-        n_iter = few if two else many
-        if A.dtype == np.float32 and 2 * p * q**2 + 30 * q**3 < (2 + 2 * n_iter) * product:
-            return _by_gram(A, rank, flip_sign)
     accelerate = power_iteration_normalizer == "auto"
-    two = accelerate and two and n_iter > 0
-    V, W = np.empty((q, l), A.dtype), np.empty((p, l), A.dtype)
-    _core.range_start(A, V, W, True, alpha, seed)
-    X = np.empty_like(V)
-    _core.range(A, V, W, X, np.empty_like(V) if accelerate else None, rank, n_iter, accelerate, two,
-                power_iteration_normalizer != "none", alpha, seed)
-    X = X if two else None
+    exact = A.dtype == np.float32 and n_iter is None
+    way, n_iter = _plan(p, q, rank, l, n_iter, accelerate, exact, 2.0**-40 < alpha < 2.0**40)
+    if way == "exact":
+        return _by_gram(A, rank, flip_sign)
+    V, X, previous = np.empty((q, l), A.dtype), None, None
+    by_gram = way == "gram" and _core.gram_range(A, V, rank, n_iter, alpha, seed)
+    W = np.empty((p, l), A.dtype)
+    if by_gram:
+        _core.range(A, V, W, alpha=alpha)
+    else:
+        X, previous = np.empty_like(V), np.empty_like(V) if accelerate else None
+        _core.range_start(A, V, W, True, alpha, seed)
+        _core.range(A, V, W, X, previous, rank, n_iter, accelerate, way == "two",
+                    power_iteration_normalizer != "none", alpha, seed)
+    if way != "two":
+        X = None
+    previous = None
     S, right = _core.ritz(W, V, A.shape[0] < A.shape[1], rank, alpha, X, A)
     del V, X
     return _finish(A.shape, S, right, W, flip_sign)
