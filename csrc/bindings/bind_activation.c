@@ -175,6 +175,62 @@ static PyObject *gelu_decode_backward(PyObject *self, PyObject *args, PyObject *
     return finish(status, dh, "gelu_decode_backward");
 }
 
+static PyObject *swiglu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"a", "b", "out", NULL};
+    PyObject *a_obj, *b_obj, *out_obj = Py_None;
+    wasi_array a, b;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:swiglu_forward", names, &a_obj, &b_obj, &out_obj))
+        return NULL;
+    if (!wasi_need_f32(a_obj, -1, "a", &a) || !wasi_need_f32(b_obj, -1, "b", &b) ||
+        !wasi_need_same_shape(&b, "b", &a, "a"))
+        return NULL;
+
+    PyArrayObject *g = elementwise_out(out_obj, &a, "a", &b, "b");
+    if (g == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_swiglu_forward(WASI_DATA(g), a.data, b.data, a.size, n_threads);
+    Py_END_ALLOW_THREADS
+    return finish(status, g, "swiglu_forward");
+}
+
+static PyObject *swiglu_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"dy", "a", "b", "out_a", "out_b", NULL};
+    PyObject *dy_obj, *a_obj, *b_obj, *da_obj = Py_None, *db_obj = Py_None, *result = NULL;
+    wasi_array dy, a, b, first, second;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OO:swiglu_backward", names, &dy_obj, &a_obj, &b_obj, &da_obj,
+                                     &db_obj))
+        return NULL;
+    if (!wasi_need_f32(a_obj, -1, "a", &a) || !wasi_need_f32(b_obj, -1, "b", &b) ||
+        !wasi_need_same_shape(&b, "b", &a, "a") || !wasi_need_f32(dy_obj, -1, "dy", &dy) ||
+        !wasi_need_same_shape(&dy, "dy", &a, "a"))
+        return NULL;
+
+    PyArrayObject *da = NULL, *db = NULL;
+    if ((da = wasi_out_array(da_obj, NPY_FLOAT32, a.ndim, a.dim, "out_a")) == NULL ||
+        (db = wasi_out_array(db_obj, NPY_FLOAT32, a.ndim, a.dim, "out_b")) == NULL ||
+        !wasi_need_in_place(da, "out_a", &dy, "dy") || !wasi_need_in_place(da, "out_a", &a, "a") ||
+        !wasi_need_in_place(da, "out_a", &b, "b") || !wasi_need_in_place(db, "out_b", &dy, "dy") ||
+        !wasi_need_in_place(db, "out_b", &a, "a") || !wasi_need_in_place(db, "out_b", &b, "b") ||
+        !wasi_need_f32((PyObject *)da, -1, "out_a", &first) || !wasi_need_f32((PyObject *)db, -1, "out_b", &second) ||
+        !wasi_need_disjoint(&first, "out_a", &second, "out_b"))
+        goto done;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_swiglu_backward(WASI_DATA(da), WASI_DATA(db), dy.data, a.data, b.data, a.size, n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? PyTuple_Pack(2, da, db) : wasi_raise(status, "swiglu_backward");
+done:
+    Py_XDECREF(da);
+    Py_XDECREF(db);
+    return result;
+}
+
 PyMethodDef wasi_activation_methods[] = {
     WASI_METHOD("gelu_forward", gelu_forward, "gelu_forward(h, out=None) -> g"),
     WASI_METHOD("bias_gelu_forward", bias_gelu_forward, "bias_gelu_forward(h, b, out=None) -> g"),
@@ -183,5 +239,7 @@ PyMethodDef wasi_activation_methods[] = {
     WASI_METHOD("gelu_decode_backward", gelu_decode_backward, "gelu_decode_backward(dy, codes, bits, out=None) -> dh"),
     WASI_METHOD("silu_forward", silu_forward, "silu_forward(h, out=None) -> g"),
     WASI_METHOD("silu_backward", silu_backward, "silu_backward(dy, h, out=None) -> dh"),
+    WASI_METHOD("swiglu_forward", swiglu_forward, "swiglu_forward(a, b, out=None) -> g"),
+    WASI_METHOD("swiglu_backward", swiglu_backward, "swiglu_backward(dy, a, b, out_a=None, out_b=None) -> (da, db)"),
     {NULL},
 };

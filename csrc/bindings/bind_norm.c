@@ -1,6 +1,7 @@
 #include "bindings/tables.h"
 
 #include "kernels/layernorm.h"
+#include "kernels/rmsnorm.h"
 
 static int need_weight(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
 {
@@ -172,6 +173,97 @@ done:
     return result;
 }
 
+static PyObject *rms_norm_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"x", "weight", "eps", "out", NULL};
+    PyObject *x_obj, *w_obj, *out_obj = Py_None, *result = NULL;
+    double eps;
+    wasi_array x, w;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOd|O:rms_norm_forward", names, &x_obj, &w_obj, &eps, &out_obj))
+        return NULL;
+    if (!wasi_need_rows(x_obj, "x", &x) || !need_weight(w_obj, "weight", &x, &w) || !need_eps(eps))
+        return NULL;
+
+    PyArrayObject *y = NULL, *rstd = NULL;
+    if ((y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
+        !wasi_need_in_place(y, "out", &x, "x") || (rstd = wasi_new_f32(x.ndim - 1, x.dim)) == NULL)
+        goto done;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_rms_norm_forward(WASI_DATA(y), WASI_DATA(rstd), x.data, w.data, (float)eps, wasi_rows_of(&x),
+                                   w.dim[0], n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? PyTuple_Pack(2, y, rstd) : wasi_raise(status, "rms_norm_forward");
+done:
+    Py_XDECREF(y);
+    Py_XDECREF(rstd);
+    return result;
+}
+
+static PyObject *rms_norm_apply(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"x", "rstd", "weight", "out", NULL};
+    PyObject *x_obj, *rstd_obj, *w_obj, *out_obj = Py_None;
+    wasi_array x, rstd, w;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O:rms_norm_apply", names, &x_obj, &rstd_obj, &w_obj, &out_obj))
+        return NULL;
+    if (!wasi_need_rows(x_obj, "x", &x) || !need_statistic(rstd_obj, "rstd", &x, &rstd) ||
+        !need_weight(w_obj, "weight", &x, &w))
+        return NULL;
+
+    PyArrayObject *y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out");
+    if (y == NULL || !wasi_need_in_place(y, "out", &x, "x")) {
+        Py_XDECREF(y);
+        return NULL;
+    }
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_rms_norm_apply(WASI_DATA(y), x.data, rstd.data, w.data, wasi_rows_of(&x), w.dim[0], n_threads);
+    Py_END_ALLOW_THREADS
+    if (status != WASI_OK) {
+        Py_DECREF(y);
+        return wasi_raise(status, "rms_norm_apply");
+    }
+    return (PyObject *)y;
+}
+
+static PyObject *rms_norm_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"dy", "x", "rstd", "weight", "dweight", "out", "add_to", NULL};
+    PyObject *dy_obj, *x_obj, *rstd_obj, *w_obj, *dw_obj = Py_None, *out_obj = Py_None, *add_obj = Py_None;
+    PyObject *result = NULL;
+    wasi_array dy, x, rstd, w, dw, add_to;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|OOO:rms_norm_backward", names, &dy_obj, &x_obj, &rstd_obj,
+                                     &w_obj, &dw_obj, &out_obj, &add_obj))
+        return NULL;
+    if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_rows(dy_obj, "dy", &dy) ||
+        !wasi_need_same_shape(&dy, "dy", &x, "x") || !need_statistic(rstd_obj, "rstd", &x, &rstd) ||
+        !need_weight(w_obj, "weight", &x, &w) || !maybe_gradient(dw_obj, "dweight", &x, &dw) ||
+        !wasi_maybe_array(add_obj, NPY_FLOAT32, -1, "add_to", &add_to) ||
+        (add_to.data && !wasi_need_same_shape(&add_to, "add_to", &x, "x")))
+        return NULL;
+
+    PyArrayObject *dx = NULL, *work = NULL;
+    int n_threads = wasi_get_num_threads();
+    if ((dx = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
+        !wasi_need_in_place(dx, "out", &dy, "dy") || !wasi_need_in_place(dx, "out", &x, "x") ||
+        !wasi_need_in_place(dx, "out", &add_to, "add_to") ||
+        (work = wasi_new_scratch(wasi_rms_norm_backward_work(w.dim[0], n_threads))) == NULL)
+        goto done;
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_rms_norm_backward(WASI_DATA(dx), dw.data, dy.data, x.data, rstd.data, w.data, add_to.data,
+                                    wasi_rows_of(&x), w.dim[0], WASI_DATA(work), n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? Py_NewRef(dx) : wasi_raise(status, "rms_norm_backward");
+done:
+    Py_XDECREF(dx);
+    Py_XDECREF(work);
+    return result;
+}
+
 PyMethodDef wasi_norm_methods[] = {
     WASI_METHOD("layer_norm_forward", layer_norm_forward,
                 "layer_norm_forward(x, weight, bias, eps, out=None) -> (y, mean, rstd)"),
@@ -182,5 +274,9 @@ PyMethodDef wasi_norm_methods[] = {
     WASI_METHOD("layer_norm_backward", layer_norm_backward,
                 "layer_norm_backward(dy, x, mean, rstd, weight, dweight=None, dbias=None, out=None, add_to=None) "
                 "-> dx"),
+    WASI_METHOD("rms_norm_forward", rms_norm_forward, "rms_norm_forward(x, weight, eps, out=None) -> (y, rstd)"),
+    WASI_METHOD("rms_norm_apply", rms_norm_apply, "rms_norm_apply(x, rstd, weight, out=None) -> y"),
+    WASI_METHOD("rms_norm_backward", rms_norm_backward,
+                "rms_norm_backward(dy, x, rstd, weight, dweight=None, out=None, add_to=None) -> dx"),
     {NULL},
 };

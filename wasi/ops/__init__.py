@@ -8,13 +8,24 @@ from wasi.ops.activation import (
     gelu_encode,
     silu,
     silu_backward,
+    swiglu,
+    swiglu_backward,
 )
 from wasi.ops.attention import attention, attention_backward, attention_gqa, attention_gqa_backward
+from wasi.ops.decoder import embedding, embedding_backward, rope
 from wasi.ops.embed import assemble_tokens, assemble_tokens_backward, extract_patches, fold_patches
 from wasi.ops.knapsack import Selection, knapsack
 from wasi.ops.linear import factored_linear, factored_linear_backward, linear, linear_backward
 from wasi.ops.loss import cross_entropy
-from wasi.ops.norm import add_layer_norm, layer_norm, layer_norm_apply, layer_norm_backward
+from wasi.ops.norm import (
+    add_layer_norm,
+    layer_norm,
+    layer_norm_apply,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_apply,
+    rms_norm_backward,
+)
 from wasi.ops.optim import (
     adamw_update,
     add,
@@ -49,6 +60,8 @@ __all__ = [
     "bias_gelu",
     "cross_entropy",
     "dequantize_residual",
+    "embedding",
+    "embedding_backward",
     "extract_patches",
     "factored_linear",
     "factored_linear_backward",
@@ -66,9 +79,15 @@ __all__ = [
     "quant_linear",
     "quant_linear_backward",
     "quantize_residual",
+    "rms_norm",
+    "rms_norm_apply",
+    "rms_norm_backward",
+    "rope",
     "scale_",
     "sgd_update",
     "silu",
     "silu_backward",
     "sum_of_squares",
+    "swiglu",
+    "swiglu_backward",
 ]

@@ -1,4 +1,4 @@
-"""Activation functions, elementwise: exact GELU, with a backward pass from h or from few bits, and SiLU.
+"""Activation functions, elementwise: exact GELU, with a backward pass from h or from few bits, SiLU and SwiGLU.
 
 Arrays are float32 and C-contiguous. `out` may be an input of the result's shape: a layer can work in place.
 """
@@ -58,3 +58,18 @@ def silu(h, out=None):
 def silu_backward(dy, h, out=None):
     """Gradient of `silu`: dh = dy s (1 + h (1 - s)) with s = 1 / (1 + exp(-h)). `out` may be dy or h."""
     return _core.silu_backward(dy, h, out)
+
+
+def swiglu(a, b, out=None):
+    """The gate of SwiGLU in one pass: g = silu(a) b. `out` may be a or b.
+
+    >>> import numpy as np
+    >>> swiglu(np.float32([0, 30]), np.float32([5, 2])).tolist()
+    [0.0, 60.0]
+    """
+    return _core.swiglu_forward(a, b, out)
+
+
+def swiglu_backward(dy, a, b, out_a=None, out_b=None):
+    """Gradients of `swiglu`: returns (da, db). `out_a` and `out_b` may each be dy, a or b, but not the same array."""
+    return _core.swiglu_backward(dy, a, b, out_a, out_b)

@@ -1,4 +1,4 @@
-"""Layer normalisation over the last axis, alone or after a residual sum.
+"""Layer normalisation over the last axis, alone or after a residual sum, and root-mean-square normalisation.
 
 Shapes: x (..., C), weight (C,), bias (C,), mean and rstd x.shape[:-1]; float32, C-contiguous. Parameter
 gradients are added to the arrays given for them; activation gradients are returned. `out` may be an input of
@@ -44,3 +44,26 @@ def layer_norm_backward(dy, x, mean, rstd, weight, dweight=None, dbias=None, out
     the thread count.
     """
     return _core.layer_norm_backward(dy, x, mean, rstd, weight, dweight, dbias, out, add_to)
+
+
+def rms_norm(x, weight, eps, out=None):
+    """Root-mean-square normalisation over the last axis: y = x rstd weight, rstd = 1 / sqrt(mean(x^2) + eps).
+
+    Returns (y, rstd); parameters and errors as of `layer_norm`.
+
+    >>> import numpy as np
+    >>> y, rstd = rms_norm(np.float32([[1, 7]]), np.ones(2, np.float32), 0.0)
+    >>> y.round(2).tolist(), rstd.round(2).tolist()
+    ([[0.20000000298023224, 1.399999976158142]], [0.20000000298023224])
+    """
+    return _core.rms_norm_forward(x, weight, eps, out)
+
+
+def rms_norm_apply(x, rstd, weight, out=None):
+    """y of `rms_norm` again, bit for bit, from its input and the rstd that it returned."""
+    return _core.rms_norm_apply(x, rstd, weight, out)
+
+
+def rms_norm_backward(dy, x, rstd, weight, dweight=None, out=None, add_to=None):
+    """Gradients of `rms_norm`, as of `layer_norm_backward`."""
+    return _core.rms_norm_backward(dy, x, rstd, weight, dweight, out, add_to)

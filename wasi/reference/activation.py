@@ -1,4 +1,4 @@
-"""GELU, its few-bit backward pass, and SiLU: the NumPy twins of csrc/kernels/gelu.c and silu.c."""
+"""GELU, its few-bit backward pass, SiLU and SwiGLU: the NumPy twins of csrc/kernels/gelu.c and silu.c."""
 
 import math
 
@@ -51,6 +51,16 @@ def silu_backward(dy, h):
     """dh of silu."""
     s = _sigmoid(h)
     return dy * s * (1 + h * (1 - s))
+
+
+def swiglu(a, b):
+    """silu(a) b."""
+    return silu(a) * b
+
+
+def swiglu_backward(dy, a, b):
+    """(da, db) of swiglu."""
+    return silu_backward(dy * b, a), dy * silu(a)
 
 
 def _sigmoid(h):
