@@ -38,7 +38,7 @@ def test_two_methods_write_a_table_and_curves(folder, tmp_path, capfd):
 
 
 def test_one_method_runs_in_this_process(folder, tmp_path, capfd):
-    assert main(["train", "--data", str(folder), "--method", "wsi", "--whiten", "1", "--targets", "attn,fc1",
+    assert main(["train", "--data", str(folder), "--method", "wsi", "--calibration", "1", "--targets", "attn,fc1",
                  "--out", str(tmp_path / "run"), *OPTIONS]) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]["targets"] == "attn,fc1"
     assert (tmp_path / "run" / "model.safetensors").exists()

@@ -6,7 +6,7 @@ from tables import relative_error
 import wasi
 from wasi import ops
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
-from wasi.models.factorize import input_covariances
+from wasi.models.factorize import gradient_factors, input_covariances, weight_gradients
 from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
@@ -40,11 +40,12 @@ def test_every_method_trains(method):
     assert sum(m.saved_bytes for _, m in model.named_modules()) == 0
 
 
-@pytest.mark.parametrize("method", ["qwasi", "lora", "qlora"])
-def test_methods_that_keep_the_weights_start_from_the_dense_function(method):
-    model, images, _ = model_and_batch()
+@pytest.mark.parametrize("method, start", [("qwasi", "svd"), ("qwasi", "whitened"), ("qwasi", "gradient"), ("lora", None),
+                                           ("qlora", None)])
+def test_methods_that_keep_the_weights_start_from_the_dense_function(method, start):
+    model, images, labels = model_and_batch()
     want = model.forward(images)
-    apply_method(model, method, MethodOptions(targets=("all",), rank=8, bits=8), verbose=False)
+    apply_method(model, method, MethodOptions(targets=("all",), rank=8, bits=8, start=start), [(images, labels)], verbose=False)
     assert relative_error(model.forward(images), want) < (1e-6 if method == "lora" else 0.05)
 
 
@@ -259,11 +260,45 @@ def test_whitening_takes_inputs_of_three_and_four_dimensions(rng, shape):
     assert error == pytest.approx(np.linalg.norm(np.linalg.svd(best, compute_uv=False)[4:]), rel=1e-3)  # the best of its rank
 
 
+@pytest.mark.parametrize("O, I", [(24, 40), (40, 24), (16, 16)])
+def test_gradient_factors_hold_the_best_part_of_the_gradient(rng, O, I):
+    """The tangent space at L R takes all of the best rank-K part of G (by NumPy in float64), and R is perfectly conditioned."""
+    W, G = (rng.standard_normal((O, I)).astype(np.float32) for _ in range(2))
+    L, R, share = gradient_factors(W, G, rank=5)
+    U, S, Vt = np.linalg.svd(G.astype(float), full_matrices=False)
+    s = np.linalg.norm(W.astype(float)) / min(O, I) ** 0.5
+    assert relative_error(L @ R, s * U[:, :5] @ Vt[:5]) < 1e-5
+    assert relative_error(R @ R.T, s**2 * np.eye(5)) < 1e-5
+    assert share == pytest.approx((S[:5] ** 2).sum() / (S**2).sum(), rel=1e-5)
+    norm2, _ = wasi.linalg.wsi_gradient_norm2(L, R, G @ R.T, L.T @ G)
+    assert norm2 == pytest.approx((S[:5] ** 2).sum(), rel=1e-5)
+    assert gradient_factors(W, G, variance=share - 1e-4)[0].shape == (O, 5)
+
+
+def test_weight_gradients_are_those_of_training_and_leave_the_model_as_it_was():
+    model, images, labels = model_and_batch()
+    names = ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"]
+    got = weight_gradients(model, names, [(images, labels), (images[:3], labels[:3])])
+    assert all(p.grad is None and p.trainable for _, p in model.named_parameters())
+    for part in (slice(None), slice(3)):
+        accumulate_gradient(model, images[part], labels[part])
+    for name in names:
+        assert relative_error(got[name], model.get_module(name).weight.grad) < 1e-6
+
+
 def test_bad_method_is_refused_by_name():
     model, _, _ = model_and_batch()
     with pytest.raises(ValueError, match="method: expected one of dense, asi, .*got 'magic'"):
         apply_method(model, "magic")
     with pytest.raises(ValueError, match="rank: expected 1 to 64"):
         apply_method(model, "lora", MethodOptions(rank=65))
-    with pytest.raises(ValueError, match="whiten: expected calibration batches for svd-llm, got None"):
+    with pytest.raises(ValueError, match="start: expected 'whitened' and calibration batches for svd-llm, got 'svd'"):
         apply_method(model, "svd-llm")
+    with pytest.raises(ValueError, match="start: expected one of svd, whitened, gradient, got 'magic'"):
+        apply_method(model, "wsi", MethodOptions(start="magic"))
+    with pytest.raises(ValueError, match="calibration: expected batches for the start 'gradient', got None"):
+        apply_method(model, "qwasi", MethodOptions(start="gradient"))
+    with pytest.raises(ValueError, match="gradients: expected residual_bits of 4 or 8 with them"):
+        apply_method(model, "wsi", MethodOptions(start="gradient"), [model_and_batch()[1:]])
+    with pytest.raises(ValueError, match="gradients: expected at least one calibration batch, got none"):
+        apply_method(model, "qwasi", calibration=[])

@@ -4,7 +4,7 @@ import itertools
 import subprocess
 import sys
 
-from wasi.models.methods import METHODS, MethodOptions
+from wasi.models.methods import FACTORED, METHODS, STARTS, MethodOptions
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
 from wasi.training.loop import TrainConfig
 
@@ -18,8 +18,10 @@ def add_training_options(parser):
     add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
     add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
                                  "since random weights have no spectrum to choose by)")
-    add("--whiten", type=int, metavar="N", help="choose the factors on N calibration batches; 0: plain SVD (default: 4 for "
-                                                "svd-llm and svd-llm-lora, else 0)")
+    add("--calibration", type=int, metavar="N", help="choose the start of the factors on N training batches; 0: plain SVD "
+                                                     "(default: 4 with --weights and for svd-llm, else 0)")
+    add("--start", choices=STARTS, help="of the factors: plain or whitened SVD of the weight, or, for qwasi, the gradient's "
+                                        "leading directions (default, calibrated: gradient for qwasi, else whitened)")
     add("--bits", type=int, choices=(4, 8), default=4, help="of the frozen residual of qwasi and the frozen weights of qlora")
     add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
     add("--lora-rank", type=int, default=8, help="of the updates of svd-llm-lora; lora itself takes --rank")
@@ -103,13 +105,13 @@ def method_options(args, model):
         rank = model.config.embed_dim // 4
     ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
     return MethodOptions(targets=tuple(args.targets.split(",")), variance=args.variance or 0.9, rank=rank, bits=args.bits,
-                         alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, activation_ranks=ranks)
+                         start=args.start, alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, activation_ranks=ranks)
 
 
 def calibration_batches(args, method, loader):
     """The batches that the factors are chosen on, or None."""
-    n = (4 if method.startswith("svd-llm") else 0) if args.whiten is None else args.whiten
-    return [images for images, _ in itertools.islice(loader, n)] or None
+    n = (4 if args.weights or method.startswith("svd-llm") else 0) if args.calibration is None else args.calibration
+    return list(itertools.islice(loader, n if method in FACTORED else 0)) or None
 
 
 def train_config(args):

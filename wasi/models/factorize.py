@@ -1,10 +1,14 @@
-"""Replaces a model's dense linears by factored ones: truncated SVD, plain or whitened by calibration inputs."""
+"""Replaces a model's dense linears by factored ones: what the factors hold at the start, and what is kept beside them.
+
+The factors start as a truncated SVD of the weight, plain or whitened by calibration inputs, or, over a frozen residual that
+holds the rest, in the directions of the loss's gradient.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from wasi import linalg
+from wasi import linalg, ops
 from wasi.layers import FactoredLinear, Linear, Module
 
 # What a target's short name stands for, in the models of this package.
@@ -23,7 +27,7 @@ class FactorizedLayer:
     out_features: int
     in_features: int
     rank: int
-    variance: float  # share of the (whitened) weight's squared singular values that was kept
+    variance: float  # share that was kept of the squared singular values: of the weight, the whitened weight or the gradient
 
     @property
     def parameters_before(self):
@@ -86,8 +90,55 @@ def input_covariances(model, names, batches):
     return {name: c.gram / c.n_rows for name, c in collectors.items()}
 
 
+def weight_gradients(model, names, batches):
+    """dLoss/dW (O, I) of each named linear, summed over labelled batches (images, labels); float32 arrays by name.
+
+    The gradients of these weights alone are dense while it runs; the model's own gradients must be clear, and stay so.
+    Raises ValueError where there is no batch.
+    """
+    parameters = [p for _, p in model.named_parameters()]
+    trainable = [p.trainable for p in parameters]
+    weights = {name: model.get_module(name).weight for name in names}
+    for p in parameters:
+        p.trainable = False
+    for p in weights.values():
+        p.trainable = True
+    try:
+        for images, labels in batches:
+            _, dlogits, _ = ops.cross_entropy(model.forward(images, train=True), labels)
+            model.backward(dlogits)
+        if any(p.grad is None for p in weights.values()):
+            raise ValueError("gradients: expected at least one calibration batch, got none")
+        return {name: p.grad for name, p in weights.items()}
+    finally:
+        for p, was in zip(parameters, trainable):
+            p.trainable = was
+        for p in weights.values():
+            p.grad = None
+
+
+def gradient_factors(W, G, **keep):
+    """Factors whose tangent space holds the best rank-K part of a gradient G of W: L = U_K, R = s V_K' where G = U S V'.
+
+    A step changes L R by L A + B R: with these L and R the gradient's leading K singular directions, and whatever A and B make of
+    them later. s is the root mean square singular value of W, so that R R' = s^2 1 and L R is as large as W in K directions.
+    W, G: (O, I); keep: rank or variance, of G's squared singular values. Returns L (O, K), R (K, I), the share of |G|^2 kept.
+
+    Source: the start of LoRA-GA (arXiv 2407.05000), for a step that keeps L orthonormal.
+    """
+    U, S, Vt = linalg.truncated_svd(G, **keep)
+    s = np.float32(np.linalg.norm(W) / min(W.shape) ** 0.5)
+    return U, s * Vt, _share(S, G)
+
+
+def _share(S, A):
+    """Of A's squared singular values, what S holds."""
+    total = float((A.astype(float) ** 2).sum())
+    return float((S.astype(float) ** 2).sum()) / total if total > 0 else 1.0
+
+
 def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, target_modules=("mlp",),
-              exclude_modules=(), verbose=True):
+              exclude_modules=(), verbose=True, residual_bits=None, gradients=None):
     """Replaces linears of `model` by rank-K factors, in place, and returns the model.
 
     Parameters
@@ -98,8 +149,14 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
         the error that is minimised is that of the layers' outputs on these images (SVD-LLM's idea).
     target_modules, exclude_modules: groups ("mlp", "attn", "all") or tails of names ("attn.qkv").
     verbose: print a table of what was done; it is also kept as `model.factorization`, a list of FactorizedLayer.
+    residual_bits: 4 or 8 keeps what the factors lack of the weight, frozen in so many bits, as the layers' residual;
+        None: it is lost.
+    gradients: with residual_bits, an iterable of labelled batches (images, labels): the factors start in the leading
+        directions of the loss's gradient (`gradient_factors`), by whose singular values `variance` then counts. The dense
+        gradient of the targets exists while this is computed.
 
-    Raises ValueError for targets that match nothing, variances outside (0, 1], ranks above a dimension.
+    Raises ValueError for targets that match nothing, variances outside (0, 1], ranks above a dimension, gradients without
+    a residual.
     Source: WASI (arXiv 2510.09160), section 3.2; whitening after SVD-LLM (arXiv 2403.07378).
 
     >>> from wasi.models import create_model
@@ -113,20 +170,27 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
         _check_rank(name, model.get_module(name), ranks[name])
     if rank is None and not 0 < variance <= 1:
         raise ValueError(f"variance: expected a share in (0, 1], got {variance}")
+    if gradients is not None and residual_bits is None:
+        raise ValueError("gradients: expected residual_bits of 4 or 8 with them: these factors alone do not stand for the weight")
+    if gradients is not None and whiten is not None:
+        raise ValueError("whiten: expected None with gradients")
     covariances = {} if whiten is None else input_covariances(model, names, whiten)
+    slopes = {} if gradients is None else weight_gradients(model, names, gradients)
     done = []
     for name in names:
         layer = model.get_module(name)
         W = layer.weight.data
         keep = {"variance": variance} if ranks[name] is None else {"rank": ranks[name]}
-        if whiten is None:
+        if gradients is not None:
+            L, R, kept = gradient_factors(W, slopes.pop(name), **keep)
+        elif whiten is None:
             U, s, Vt = linalg.truncated_svd(W, **keep)
-            L, R = U, s[:, None] * Vt
-            kept = float((s.astype(float) ** 2).sum() / (W.astype(float) ** 2).sum())
+            L, R, kept = U, s[:, None] * Vt, _share(s, W)
         else:
             L, R, s = linalg.whitened_svd(W, covariances.pop(name), **keep)
             kept = float((s[: L.shape[1]].astype(float) ** 2).sum() / (s.astype(float) ** 2).sum())
-        model.set_module(name, FactoredLinear(L, R, layer.bias and layer.bias.data))
+        residual = ops.quantize_residual(W - L @ R, residual_bits) if residual_bits is not None else None
+        model.set_module(name, FactoredLinear(L, R, layer.bias and layer.bias.data, residual))
         done.append(FactorizedLayer(name, *W.shape, L.shape[1], kept))
     model.factorization = done
     if verbose:

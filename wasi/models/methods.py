@@ -28,6 +28,8 @@ METHODS = {
 # Those whose targets start from a truncated SVD.
 FACTORED = ("wsi", "qwasi", "wasi", "wsi-dense", "svd", "svd-llm", "svd-llm-lora")
 
+STARTS = ("svd", "whitened", "gradient")
+
 
 @dataclass(frozen=True)
 class MethodOptions:
@@ -38,6 +40,8 @@ class MethodOptions:
     rank: int | None = None  # one rank for every target instead
     rank_pattern: dict | None = None  # {layer name: rank}, which goes before both
     bits: int = 4  # of the frozen residual or base
+    start: str | None = None  # of factors: "svd" or "whitened" of the weight, or "gradient" (over qwasi's residual alone); None:
+    #                           what `default_start` says
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
     lora_rank: int = 8  # of the updates of svd-llm-lora, whose factors `rank` is about
     seed: int = 0  # of LoRA's random start
@@ -45,23 +49,39 @@ class MethodOptions:
     #                                        method's default, (0.5, 0.5, 64) for asi, amc and wasi, else inputs stay as they are
 
 
-def apply_method(model, method, options=MethodOptions(), whiten=None, verbose=True):
+def default_start(method, calibrated):
+    """What factors start from: the best known for the method, where there are calibration batches for it.
+
+    >>> default_start("qwasi", True), default_start("wsi", True), default_start("wsi", False)
+    ('gradient', 'whitened', 'svd')
+    """
+    if method in ("wsi-dense", "svd") or not calibrated:  # these two follow the dense weight's own SVD
+        return "svd"
+    return "gradient" if method == "qwasi" else "whitened"
+
+
+def apply_method(model, method, options=MethodOptions(), calibration=None, verbose=True):
     """Readies `model` for training by a method of METHODS, in place, and returns it.
 
-    whiten: calibration batches for the start of the factored methods, or None for the plain SVD.
+    calibration: labelled batches (images, labels) that the factors' start is chosen on, or None for the plain SVD.
     Raises ValueError for an unknown method and for what `factorize` refuses.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     names = find_targets(model, options.targets)
     if method in FACTORED:
-        if method in ("svd-llm", "svd-llm-lora") and whiten is None:
-            raise ValueError(f"whiten: expected calibration batches for {method}, got None")
-        dense = {name: model.get_module(name) for name in names}
-        factorize(model, options.variance, options.rank, options.rank_pattern, whiten, options.targets, verbose=False)
-        if method == "qwasi":
-            keep_residuals(model, {name: layer.weight.data for name, layer in dense.items()}, options.bits)
-        elif method in ("wsi-dense", "svd"):
+        start = options.start or default_start(method, calibration is not None)
+        if start not in STARTS:
+            raise ValueError(f"start: expected one of {', '.join(STARTS)}, got {start!r}")
+        if start != "svd" and calibration is None:
+            raise ValueError(f"calibration: expected batches for the start {start!r}, got None")
+        if method in ("svd-llm", "svd-llm-lora") and start != "whitened":
+            raise ValueError(f"start: expected 'whitened' and calibration batches for {method}, got {start!r}")
+        dense = {name: model.get_module(name) for name in names} if method in ("wsi-dense", "svd") else {}
+        factorize(model, options.variance, options.rank, options.rank_pattern, calibration if start == "whitened" else None,
+                  options.targets, verbose=False, residual_bits=options.bits if method == "qwasi" else None,
+                  gradients=calibration if start == "gradient" else None)
+        if method in ("wsi-dense", "svd"):
             for name, layer in dense.items():
                 new = (SvdLinear if method == "svd" else WsiDenseLinear)
                 model.set_module(name, new(layer.weight.data, layer.bias and layer.bias.data, model.get_module(name).rank))
@@ -83,13 +103,6 @@ def apply_method(model, method, options=MethodOptions(), whiten=None, verbose=Tr
         if all(block.mlp.fc2.compression for block in model.blocks):
             model.set_policy(ActivationPolicy(gelu_bits=4))
     return model
-
-
-def keep_residuals(model, weights, bits):
-    """Gives each factored layer what its factors lack of the dense weight, quantised: W = L R + Q. weights: {name: W}."""
-    for name, W in weights.items():
-        layer = model.get_module(name)
-        layer.residual = ops.quantize_residual(W - layer.L.data @ layer.R.data, bits)
 
 
 def balanced(L, R):
