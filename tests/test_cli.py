@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from wasi.cli import main
+from wasi.training.runlog import read_csv
 
 
 @pytest.fixture
@@ -44,6 +45,24 @@ def test_one_method_runs_in_this_process(folder, tmp_path, capfd):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_ranks_and_subspaces_are_logged_and_drawn(folder, tmp_path, capfd):
+    options = ["--method", "dense,wsi", "--adapt-ranks", "1", "--grow", "0.99999", "--shrink", "1", "--track-subspaces", "2",
+               "--max-factor-bytes", "10000000"]
+    assert main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), *OPTIONS, "--epochs", "3", *options]) == 0
+    run = tmp_path / "run" / "wsi"
+    ranks = read_csv(run / "ranks.csv")
+    assert ranks[0] == {"step": "0", "layer": "blocks.0.mlp.fc1", "rank": "16"} and ranks[-1]["rank"] == "20"
+    result = json.loads((run / "result.json").read_text())
+    assert result["ranks"]["blocks.0.mlp.fc1"] == 20
+    angles = read_csv(run / "subspaces.csv")
+    assert {r["step"] for r in angles} == {"2", "4", "6"} and {r["against"] for r in angles} == {"start", "previous"}
+    assert all(len(r["degrees"].split()) == 16 for r in angles if r["against"] == "start")
+    assert main(["plot-ranks", str(run)]) == main(["plot-subspaces", str(run)]) == 0
+    assert all((run / name).read_bytes().startswith(b"\x89PNG") for name in ("ranks.png", "subspaces.png"))
+    assert main(["plot-subspaces", str(tmp_path / "run" / "dense")]) == 2
+    assert "folder: expected a run folder with subspaces.csv (--track-subspaces)" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["svd", "svd-llm", "svd-llm-lora"])
 def test_comparison_methods_run_without_further_options(folder, tmp_path, method):
     assert main(["train", "--data", str(folder), "--method", method, "--out", str(tmp_path / "run"), *OPTIONS]) == 0
@@ -56,6 +75,10 @@ def test_comparison_methods_run_without_further_options(folder, tmp_path, method
     (["--method", "dense", "--batch-size", "1000"], "1000"),
     (["--method", "dense", "--weights", "no.safetensors"], "weights: expected a safetensors file"),
     (["--method", "dense", "--img-size", "20"], "img_size: expected a multiple of the patch size 8, got 20"),
+    (["--method", "dense,lora", "--adapt-ranks", "5"], "--adapt-ranks: expected a method out of wsi, wasi, qwasi, got dense"),
+    (["--method", "lora", "--track-subspaces", "5"], "--track-subspaces: expected a method out of wsi"),
+    (["--method", "wsi", "--adapt-ranks", "-1"], "--adapt-ranks: expected a positive number of steps, got -1"),
+    (["--method", "wsi", "--adapt-ranks", "2", "--grow", "1"], "grow, shrink: expected 0 < grow < shrink"),
     (["--method", "dense", "--model", "vit_giant"], "name: expected one of"),
 ])
 def test_errors_are_one_line_and_status_2(folder, tmp_path, capfd, options, message):

@@ -9,6 +9,8 @@ import sys
 
 COMMANDS = {
     "compare": "train by several methods over several seeds: accuracy against memory and time",
+    "plot-ranks": "draw ranks by step and layer from a run folder",
+    "plot-subspaces": "draw how far the factored layers' subspaces turn, from a run folder",
     "train": "train or fine-tune a model; without arguments: the shipped sign-language digits, dense and wsi",
 }
 
@@ -28,7 +30,7 @@ def build_parser(argv):
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, formatter_class=_HelpFormatter)
         if argv[:1] == [name]:
-            module = importlib.import_module(f"wasi.cli.{name}")
+            module = importlib.import_module("wasi.cli." + name.replace("-", "_"))
             command.description = module.DESCRIPTION
             module.add_arguments(command)
     return parser, module

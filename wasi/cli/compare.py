@@ -83,7 +83,7 @@ def run_folder(out, method, seed):
 def words_of_run(args, method, seed, folder):
     """The `wasi train` command line of one run, checked."""
     name, *own = method.split(":")
-    changes = {}
+    changes = options.own_options(args, name)
     for setting in own:
         key, equals, value = setting.partition("=")
         key = key.replace("-", "_")
@@ -91,7 +91,7 @@ def words_of_run(args, method, seed, folder):
             raise ValueError(f"--methods: {method}: expected option=value with an option of wasi train, got {setting!r}")
         changes[key] = value
     words = options.words_of(args, methods=None, seeds=None, plot_only=None, **changes, method=name, seed=seed, out=folder)
-    build_parser(words)[0].parse_args(words)  # a bad value ends here, with argparse's message
+    options.check_options(build_parser(words)[0].parse_args(words), [name])  # argparse ends here at a bad value
     return words
 
 

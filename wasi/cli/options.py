@@ -3,10 +3,17 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 from wasi.models.methods import FACTORED, METHODS, STARTS, MethodOptions
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
 from wasi.training.loop import TrainConfig
+from wasi.training.ranks import RankAdaptation
+from wasi.training.runlog import read_csv
+
+# Methods whose factors the WSI step trains, and those whose subspace can be followed.
+WSI = ("wsi", "wasi", "qwasi")
+TRACKED = (*WSI, "wsi-dense", "svd")
 
 
 def add_training_options(parser):
@@ -42,6 +49,14 @@ def add_training_options(parser):
     add("--img-size", type=int, help="pixels a side (default: the architecture's)")
     add("--limit", type=int, help="use at most this many training images, evenly over the classes")
     add("--limit-val", type=int, help="the same for validation images")
+    add("--adapt-ranks", type=int, metavar="N", help="let the ranks of wsi, wasi and qwasi follow the spectrum of their factors: "
+        "every N steps a layer may shrink or grow (default: ranks stay)")
+    add("--grow", type=float, default=0.99, help="with --adapt-ranks: add directions where all but the last explain less")
+    add("--shrink", type=float, default=0.9999, help="with --adapt-ranks: drop what the others explain so much without")
+    add("--max-factor-bytes", type=int, help="with --adapt-ranks: most bytes of factors, their gradients and optimiser state "
+        "(default: those at the start)")
+    add("--track-subspaces", type=int, default=0, metavar="N", help="every N steps, log by what angles the subspaces of wsi, "
+        "wasi, qwasi, wsi-dense and svd have turned; 0: never")
     add("--threads", type=int, help="(default: all cores of this process)")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -114,8 +129,27 @@ def calibration_batches(args, method, loader):
     return list(itertools.islice(loader, n if method in FACTORED else 0)) or None
 
 
-def train_config(args):
+def own_options(args, method):
+    """Those of the options that not all methods have a use for, as this method takes them."""
+    return {"adapt_ranks": args.adapt_ranks if method in WSI else None,
+            "track_subspaces": args.track_subspaces if method in TRACKED else None}
+
+
+def check_options(args, methods):
+    """Raises ValueError for an option that none of the methods has a use for."""
+    for flag, value, users in (("--adapt-ranks", args.adapt_ranks, WSI), ("--track-subspaces", args.track_subspaces, TRACKED)):
+        if value is not None and value < 0:
+            raise ValueError(f"{flag}: expected a positive number of steps, got {value}")
+        if value and not set(methods) & set(users):
+            raise ValueError(f"{flag}: expected a method out of {', '.join(users)}, got {', '.join(methods)}")
+
+
+def train_config(args, method):
     """The TrainConfig, with the defaults that depend on whether weights were given."""
+    adaptation = None
+    if args.adapt_ranks and method in WSI:
+        adaptation = RankAdaptation(every=args.adapt_ranks, grow=args.grow, shrink=args.shrink, max_bytes=args.max_factor_bytes,
+                                    seed=args.seed)
     optimizer = args.optimizer or ("sgd" if args.weights else "adamw")
     return TrainConfig(
         epochs=args.epochs or (2 if args.weights else 30),
@@ -128,4 +162,17 @@ def train_config(args):
         n_warmup=(10 if args.weights else 100) if args.warmup is None else args.warmup,
         label_smoothing=(0.0 if args.weights else 0.1) if args.label_smoothing is None else args.label_smoothing,
         micro_batch=args.micro_batch,
+        adapt_ranks=adaptation,
+        track_subspaces=args.track_subspaces if method in TRACKED else 0,
     )
+
+
+def run_csv(folder, name, flag):
+    """The rows of a run folder's CSV file that a flag of `wasi train` asks for."""
+    try:
+        rows = read_csv(Path(folder) / name)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"folder: expected a run folder with {name} ({flag}), got {folder!r}") from None
+    if not rows:
+        raise ValueError(f"folder: {name} of {folder!r} has no rows yet")
+    return rows

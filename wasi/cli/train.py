@@ -26,12 +26,14 @@ def add_arguments(parser):
 
 def run(args):
     methods = options.known_methods(args.method.split(","))
+    options.check_options(args, methods)
     out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
     if len(methods) == 1:
         train_one(args, methods[0], out)
     else:
         for method in methods:
-            status = options.run_in_child(options.words_of(args, method=method, out=out / method))
+            changes = options.own_options(args, method)
+            status = options.run_in_child(options.words_of(args, method=method, out=out / method, **changes))
             if status:
                 return status
     print(summarise(out, methods))
@@ -51,7 +53,7 @@ def train_one(args, method, out):
     size = model.config.img_size
     train_loader, val_loader = options.make_loaders(args, train_set, val_set, size)
     apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
-    config = options.train_config(args)
+    config = options.train_config(args, method)
     folder.write_json("config.json", {"method": method, "model": name, "img_size": size, "classes": list(train_set.classes),
                                       "n_train": len(train_set), "n_val": len(val_set), "arguments": vars(args),
                                       **asdict(config)})

@@ -130,6 +130,11 @@ class FactoredLinear(LinearBase):
         return self.L.data.shape[1]
 
     @property
+    def basis(self):
+        """L (O, K): the basis of the weight's columns."""
+        return self.L.data
+
+    @property
     def fixed_bytes(self):
         return 0 if self.residual is None else self.residual.nbytes
 

@@ -29,6 +29,11 @@ class DenseWeightLinear(Linear):
         return self._L.shape[1]
 
     @property
+    def basis(self):
+        """L (O, K): the basis of the columns of what it computes with."""
+        return self._L
+
+    @property
     def fixed_bytes(self):
         return self._L.nbytes + self._R.nbytes
 

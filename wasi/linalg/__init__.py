@@ -4,6 +4,7 @@ Arrays are float32 or float64 and C-contiguous; a result has the type of its inp
 silently, and NaN or Inf in an input is an ArithmeticError that names it.
 """
 
+from wasi.linalg.angles import principal_angles
 from wasi.linalg.rsvd import (
     AdaptiveSvd,
     SubspaceTracker,
@@ -23,6 +24,7 @@ from wasi.linalg.tensor import (
     tucker_to_tensor,
 )
 from wasi.linalg.wsi import WsiState, wsi_gradient_norm2, wsi_state_shapes, wsi_step
+from wasi.linalg.wsi_rank import wsi_extend, wsi_extended_norm2, wsi_step_extended, wsi_truncate
 
 __all__ = [
     "AdaptiveSvd",
@@ -35,6 +37,7 @@ __all__ = [
     "matmul_tucker",
     "mode_dot",
     "orthonormalize",
+    "principal_angles",
     "randomized_svd",
     "subspace_svd",
     "truncated_svd",
@@ -42,7 +45,11 @@ __all__ = [
     "tucker_error",
     "tucker_to_tensor",
     "whitened_svd",
+    "wsi_extend",
+    "wsi_extended_norm2",
     "wsi_gradient_norm2",
     "wsi_state_shapes",
     "wsi_step",
+    "wsi_step_extended",
+    "wsi_truncate",
 ]

@@ -25,7 +25,8 @@ class WsiState:
 
     A tangent vector is L A + B Q, where Q is R's orthonormal row basis: A (K, I) and B (O, K) with L' B = 0.
     arrays: {"mA", "mB"} for momentum, and {"vA", "vB"} more for AdamW's second moments; zero at the start.
-    n_steps: steps taken. A checkpoint needs `optimizer`, `arrays` and `n_steps`.
+    n_steps: steps taken. n_new: rows of R, the last ones, that `wsi_extend` added and no step has moved yet.
+    A checkpoint needs `optimizer`, `arrays`, `n_steps` and `n_new`.
     """
 
     def __init__(self, O, I, K, optimizer="sgd", dtype=np.float32):
@@ -33,6 +34,7 @@ class WsiState:
         shapes = wsi_state_shapes(O, I, K, optimizer)
         self.arrays = {name: np.zeros(shape, dtype) for name, shape in shapes.items()}
         self.n_steps = 0
+        self.n_new = 0
 
     @property
     def nbytes(self):

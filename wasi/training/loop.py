@@ -1,5 +1,6 @@
 """The training loop: batches in, a fine-tuned model, a log and curves out."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -11,9 +12,19 @@ import wasi
 from wasi.models import save_model
 from wasi.training.memory import count_bytes, mib, peak_rss_bytes, reset_peak_rss, rss_bytes
 from wasi.training.optimizer import Optimizer
-from wasi.training.runlog import StepLog, environment, plot_curves, read_steps
+from wasi.training.ranks import RankAdaptation, RankController
+from wasi.training.runlog import (
+    RANK_FIELDS,
+    STEP_FIELDS,
+    SUBSPACE_FIELDS,
+    CsvLog,
+    environment,
+    plot_curves,
+    read_steps,
+)
 from wasi.training.schedule import learning_rate
 from wasi.training.step import accumulate_gradient, evaluate
+from wasi.training.subspaces import SubspaceLog
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class TrainConfig:
     n_warmup: int = 0  # steps of linear warm-up
     label_smoothing: float = 0.0
     micro_batch: int | None = None  # samples in flight at once; None: the whole batch
+    adapt_ranks: RankAdaptation | None = None  # how ranks follow the spectrum of the factors; None: they stay
+    track_subspaces: int = 0  # every so many steps, log the angles by which the factored layers' subspaces have turned; 0: never
 
 
 @dataclass
@@ -45,6 +58,7 @@ class TrainResult:
     parameters: int
     counted: dict  # bytes by kind, as `count_bytes` gives them at the end; saved_bytes: the most over the steps
     flops_per_image: float  # of a training step, by `model.training_flops`
+    ranks: dict  # of the layers that the WSI step trains, at the end, by name
     interrupted: bool  # Ctrl-C ended it early
 
 
@@ -72,60 +86,71 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
     """Trains `model` in place and returns a TrainResult.
 
     train_loader, val_loader: re-iterable, with len(), giving (images uint8 (B, 3, S, S), labels int64 (B,)).
-    folder: a RunFolder for steps.csv, result.json, curves.png and model.safetensors, or None.
+    folder: a RunFolder for steps.csv, ranks.csv and subspaces.csv where config asks for them, model.safetensors, curves.png and,
+    in the end, result.json; or None.
     start_rss_bytes: resident bytes before the model was made, so that weights count too (default: now).
     Raises FloatingPointError naming the step where the loss is not finite, ArithmeticError naming step and layer where a factor's
-    rank has collapsed; the log up to there is kept.
+    rank has collapsed; the log up to there is kept. ValueError where config asks for ranks or subspaces of layers that the model
+    does not have.
     """
     start_rss = rss_bytes() if start_rss_bytes is None else start_rss_bytes
     optimizer = Optimizer(model, config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
                           clip_norm=config.clip_norm)
+    ranks = RankController(config.adapt_ranks, optimizer) if config.adapt_ranks else None
     arena = wasi.Arena()
     n_steps = config.epochs * len(train_loader)
     records, seconds, step, saved_bytes, flops = [], [], 0, 0, float("nan")
     reset_peak_rss()
-    log = StepLog(folder) if folder else None
-    bar = tqdm(total=n_steps, desc=label, disable=not progress, unit="step")
-    try:
-        with _Interrupt() as interrupt:
-            for epoch in range(1, config.epochs + 1):
-                epoch_start, loss_sum, n_correct, n = time.perf_counter(), 0.0, 0, 0
-                for images, labels in train_loader:
-                    started = time.perf_counter()
-                    lr = learning_rate(step, config.lr, n_steps, config.schedule, config.n_warmup)
-                    try:
-                        with arena:
-                            batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing)
-                            norm = optimizer.step(lr)
-                    except ArithmeticError as error:
-                        raise type(error)(f"step {step}, lr {lr:.3g}: {error}") from error
-                    seconds.append(time.perf_counter() - started)
-                    if batch.saved_bytes > saved_bytes:
-                        saved_bytes = batch.saved_bytes
-                        flops = model.training_flops(batch.n, optimizer.rule, config.micro_batch).total / batch.n
-                    loss_sum += batch.loss * batch.n
-                    n_correct += batch.n_correct
-                    n += batch.n
-                    if log:
-                        log.write(step=step, epoch=epoch, lr=lr, loss=batch.loss, accuracy=batch.accuracy, grad_norm=norm,
-                                  seconds=seconds[-1], peak_rss_mib=mib(peak_rss_bytes()))
-                    step += 1
-                    bar.update()
-                    bar.set_postfix(loss=f"{loss_sum / n:.3f}", refresh=False)
-                    if interrupt.asked:
-                        break
+    with contextlib.ExitStack() as stack:
+        def log_of(name, fields):
+            return stack.enter_context(CsvLog(folder, name, fields))
+
+        subspaces = SubspaceLog(model, log_of("subspaces.csv", SUBSPACE_FIELDS)) if config.track_subspaces else None
+        log = log_of("steps.csv", STEP_FIELDS)
+        if ranks:
+            rank_log = log_of("ranks.csv", RANK_FIELDS)
+            for name, rank in ranks.ranks.items():
+                rank_log.write(step=0, layer=name, rank=rank)
+        bar = stack.enter_context(tqdm(total=n_steps, desc=label, disable=not progress, unit="step"))
+        interrupt = stack.enter_context(_Interrupt())
+        for epoch in range(1, config.epochs + 1):
+            epoch_start, loss_sum, n_correct, n = time.perf_counter(), 0.0, 0, 0
+            for images, labels in train_loader:
+                started = time.perf_counter()
+                lr = learning_rate(step, config.lr, n_steps, config.schedule, config.n_warmup)
+                try:
+                    with arena:
+                        batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing)
+                        norm = optimizer.step(lr)
+                except ArithmeticError as error:
+                    raise type(error)(f"step {step}, lr {lr:.3g}: {error}") from error
+                seconds.append(time.perf_counter() - started)
+                if batch.saved_bytes > saved_bytes:
+                    saved_bytes = batch.saved_bytes
+                    flops = model.training_flops(batch.n, optimizer.rule, config.micro_batch).total / batch.n
+                loss_sum += batch.loss * batch.n
+                n_correct += batch.n_correct
+                n += batch.n
+                log.write(step=step, epoch=epoch, lr=lr, loss=batch.loss, accuracy=batch.accuracy, grad_norm=norm,
+                          seconds=seconds[-1], peak_rss_mib=mib(peak_rss_bytes()))
+                step += 1
+                if ranks and step % config.adapt_ranks.every == 0 and step < n_steps:
+                    for name, rank in ranks.update().items():
+                        rank_log.write(step=step, layer=name, rank=rank)
+                if subspaces and step % config.track_subspaces == 0:
+                    subspaces.record(step)
+                bar.update()
+                bar.set_postfix(loss=f"{loss_sum / n:.3f}", refresh=False)
                 if interrupt.asked:
                     break
-                with arena:
-                    val = evaluate(model, val_loader)
-                records.append({"epoch": epoch, "train_loss": loss_sum / n, "train_accuracy": n_correct / n,
-                                "val_loss": val.loss, "val_accuracy": val.accuracy,
-                                "seconds": time.perf_counter() - epoch_start})
-                bar.set_postfix(loss=f"{loss_sum / n:.3f}", val=f"{100 * val.accuracy:.1f}%")
-    finally:
-        bar.close()
-        if log:
-            log.close()
+            if interrupt.asked:
+                break
+            with arena:
+                val = evaluate(model, val_loader)
+            records.append({"epoch": epoch, "train_loss": loss_sum / n, "train_accuracy": n_correct / n,
+                            "val_loss": val.loss, "val_accuracy": val.accuracy,
+                            "seconds": time.perf_counter() - epoch_start})
+            bar.set_postfix(loss=f"{loss_sum / n:.3f}", val=f"{100 * val.accuracy:.1f}%")
     result = TrainResult(
         epochs=records,
         val_accuracy=records[-1]["val_accuracy"] if records else float("nan"),
@@ -136,11 +161,13 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
         parameters=sum(p.data.size for _, p in model.named_parameters()),
         counted={**count_bytes(model, optimizer), "saved_bytes": saved_bytes},
         flops_per_image=flops,
+        ranks={name: layer.rank for name, (layer, _) in optimizer.factored.items()},
         interrupted=interrupt.asked,
     )
     if folder:
-        folder.write_json("result.json", {**asdict(result), "config": asdict(config), "environment": environment()})
         save_model(model, folder.path / "model.safetensors", {"classes": list(getattr(train_loader, "classes", []))})
         if records:
             plot_curves({label: (read_steps(folder.path / "steps.csv"), records)}, folder.path / "curves.png")
+        # Last: where it lies, the run is whole.
+        folder.write_json("result.json", {**asdict(result), "config": asdict(config), "environment": environment()})
     return result

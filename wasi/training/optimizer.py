@@ -32,15 +32,15 @@ class Optimizer:
         self.clip_norm = clip_norm
         self.n_steps = 0
         self._modules = list(model.named_modules())
-        named = [(n, m) for n, m in self._modules if isinstance(m, FactoredLinear) and m.L.trainable and not m.plain]
-        self._layer_names, self._layers = [n for n, _ in named], [m for _, m in named]
-        factors = {id(p) for layer in self._layers for p in (layer.L, layer.R)}
-        self._plain = [p for _, p in model.named_parameters() if p.trainable and id(p) not in factors]
+        self.rule = "adamw" if kind == "adamw" else "momentum" if momentum else "sgd"
+        self.factored = {name: (m, linalg.WsiState(m.out_features, m.in_features, m.rank, self.rule)) for name, m in self._modules
+                         if isinstance(m, FactoredLinear) and m.L.trainable and not m.plain}
+        factors = [p for layer, _ in self.factored.values() for p in (layer.L, layer.R)]
+        stepped = {id(p) for p in factors}
+        self._plain = [p for _, p in model.named_parameters() if p.trainable and id(p) not in stepped]
         n_buffers = {"sgd": 1 if momentum else 0, "adamw": 2}[kind]
         self._plain_state = [[np.zeros_like(p.data) for _ in range(n_buffers)] for p in self._plain]
-        self.rule = "adamw" if kind == "adamw" else "momentum" if momentum else "sgd"
-        self._layer_state = [linalg.WsiState(m.out_features, m.in_features, m.rank, self.rule) for m in self._layers]
-        for p in self._plain + [p for m in self._layers for p in (m.L, m.R)]:
+        for p in self._plain + factors:
             p.grad_buffer()
 
     def step(self, lr):
@@ -49,9 +49,8 @@ class Optimizer:
         Raises FloatingPointError where the gradient is not finite and ArithmeticError, with the layer's name, where a factor's
         rank has collapsed; the layers before that one may have been updated.
         """
-        norms = [_with_name(name, linalg.wsi_gradient_norm2, m.L.data, m.R.data, m.L.grad, m.R.grad)
-                 for name, m in zip(self._layer_names, self._layers)]
-        norm = math.sqrt(sum(n for n, _ in norms) + sum(ops.sum_of_squares(p.grad) for p in self._plain))
+        norms = {name: _with_name(name, _norm2, layer, state) for name, (layer, state) in self.factored.items()}
+        norm = math.sqrt(sum(n for n, _ in norms.values()) + sum(ops.sum_of_squares(p.grad) for p in self._plain))
         if not math.isfinite(norm):
             raise FloatingPointError("the gradient is not finite: lower lr")
         scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
@@ -59,14 +58,35 @@ class Optimizer:
         for p, state in zip(self._plain, self._plain_state):
             self._update_plain(p, state, lr, scale)
             p.grad.fill(0)
-        for name, layer, state, (_, triangle) in zip(self._layer_names, self._layers, self._layer_state, norms):
-            _with_name(name, linalg.wsi_step, layer.L.data, layer.R.data, layer.L.grad, layer.R.grad, lr, scale,
-                       self.weight_decay, state, self.momentum, self.betas, self.eps, triangle)
+        for name, (layer, state) in self.factored.items():
+            step = linalg.wsi_step_extended if state.n_new else linalg.wsi_step
+            _with_name(name, step, layer.L.data, layer.R.data, layer.L.grad, layer.R.grad, lr, scale, self.weight_decay, state,
+                       self.momentum, self.betas, self.eps, norms[name][1])
             layer.L.grad.fill(0)
             layer.R.grad.fill(0)
         for name, module in self._modules:
             _with_name(name, module.after_step)
         return norm
+
+    def shrink(self, name, rank):
+        """Truncates a factored layer, between steps, to the best approximation of that rank; its state moves along."""
+        layer, state = self.factored[name]
+        self._set_factors(layer, *linalg.wsi_truncate(layer.L.data, layer.R.data, rank, state))
+
+    def grow(self, name, directions):
+        """Extends a factored layer, between steps, by directions (O, p) for L and zeros in R: its function stays as it is."""
+        layer, state = self.factored[name]
+        self._set_factors(layer, *linalg.wsi_extend(layer.L.data, layer.R.data, directions, state))
+
+    def _set_factors(self, layer, L, R):
+        for p, data in ((layer.L, L), (layer.R, R)):
+            p.data, p.grad = data, None
+            p.grad_buffer()
+
+    def bytes_per_rank(self, name):
+        """Bytes of factors, gradients and state that one rank of a factored layer takes."""
+        layer, _ = self.factored[name]
+        return 4 * (layer.out_features + layer.in_features) * (2 + {"sgd": 0, "momentum": 1, "adamw": 2}[self.rule])
 
     def _update_plain(self, p, state, lr, scale):
         decay = self.weight_decay if p.decay else 0.0
@@ -79,7 +99,13 @@ class Optimizer:
     def state_bytes(self):
         """Bytes of momentum and moments."""
         plain = sum(a.nbytes for state in self._plain_state for a in state)
-        return plain + sum(state.nbytes for state in self._layer_state)
+        return plain + sum(state.nbytes for _, state in self.factored.values())
+
+
+def _norm2(layer, state):
+    """The squared norm of a layer's projected gradient, and the triangle that saves its step work."""
+    factors = layer.L.data, layer.R.data, layer.L.grad, layer.R.grad
+    return linalg.wsi_extended_norm2(*factors, state.n_new) if state.n_new else linalg.wsi_gradient_norm2(*factors)
 
 
 def _with_name(name, function, *arguments):

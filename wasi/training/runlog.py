@@ -12,6 +12,8 @@ import numpy as np
 import wasi
 
 STEP_FIELDS = ("step", "epoch", "lr", "loss", "accuracy", "grad_norm", "seconds", "peak_rss_mib")
+RANK_FIELDS = ("step", "layer", "rank")  # a row a layer at the start, then one a change
+SUBSPACE_FIELDS = ("step", "layer", "rank", "against", "mean_degrees", "largest_degrees", "degrees")
 
 
 class RunFolder:
@@ -49,20 +51,32 @@ def write_json(path, value):
         raise
 
 
-class StepLog:
-    """steps.csv of a run folder: a row a step, flushed as it is written."""
+class CsvLog:
+    """A CSV file of a run folder, each row flushed as it is written. A context manager; folder None: writes nothing."""
 
-    def __init__(self, folder):
-        self._file = open(folder.path / "steps.csv", "w", newline="")  # noqa: SIM115 (closed by close)
-        self._writer = csv.DictWriter(self._file, STEP_FIELDS)
-        self._writer.writeheader()
+    def __init__(self, folder, name, fields):
+        self._file = open(folder.path / name, "w", newline="") if folder else None  # noqa: SIM115 (closed on exit)
+        if self._file:
+            self._writer = csv.DictWriter(self._file, fields)
+            self._writer.writeheader()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._file:
+            self._file.close()
 
     def write(self, **row):
-        self._writer.writerow({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})
-        self._file.flush()
+        if self._file:
+            self._writer.writerow({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})
+            self._file.flush()
 
-    def close(self):
-        self._file.close()
+
+def read_csv(path):
+    """The rows of a CsvLog as dicts of text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def environment():
@@ -100,8 +114,7 @@ def read_result(path):
 
 def read_steps(path):
     """The columns of a steps.csv as float arrays by name."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     return {field: np.array([float(row[field]) for row in rows]) for field in STEP_FIELDS}
 
 
