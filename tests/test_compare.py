@@ -17,7 +17,7 @@ def test_compare_runs_resumes_and_draws_again(folder, tmp_path, capfd):  # noqa:
     command = ["compare", "--methods", "dense,lora:rank=4", "--seeds", "0,1", "--data", str(folder), "--out", str(out), *OPTIONS]
     assert main(command) == 0
     printed = capfd.readouterr().out
-    rows = json.loads((out / "comparison.json").read_text())
+    rows = json.loads((out / "results.json").read_text())
     assert [(r["method"], r["seeds"]) for r in rows] == [("dense", [0, 1]), ("lora:rank=4", [0, 1])]
     assert rows[1]["trained MiB"]["mean"] < rows[0]["trained MiB"]["mean"]
     assert (out / "comparison.md").read_text() in printed and (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
@@ -35,8 +35,9 @@ def test_compare_runs_resumes_and_draws_again(folder, tmp_path, capfd):  # noqa:
     assert (out / "dense" / "seed-1" / "result.json").stat().st_mtime_ns == kept
     assert np.array_equal(read_steps(out / "dense" / "seed-0" / "steps.csv")["loss"], before)  # the same order and bits
 
-    assert main([*command, "--epochs", "3"]) == 2
-    assert "seed-0 holds a run with other options (epochs 2, not 3); name another folder" in capfd.readouterr().err
+    for changed, told in ((["--epochs", "3"], "epochs 2, not 3"), (["--rank", "8"], "rank 16, not 8")):
+        assert main([*command, *changed]) == 2
+        assert f"seed-0 holds a run with other options ({told}); name another folder" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("options, message", [

@@ -5,6 +5,7 @@ from tables import relative_error
 
 import wasi
 from wasi import ops
+from wasi.layers import ActivationPolicy
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.models.factorize import gradient_factors, input_covariances, weight_gradients
 from wasi.models.methods import METHODS, MethodOptions, apply_method
@@ -174,6 +175,25 @@ def test_a_step_of_svd_is_the_dense_step_truncated(kind, state):
     assert layer.fixed_bytes == 4 * 8 * (256 + 64)
 
 
+def test_a_step_of_the_published_form_is_the_dense_step_followed_by_one_iteration():
+    """Also where blocks are recomputed, and for a batch in parts: forward passes do not move the followed factors."""
+    gradients = []
+    for policy, micro_batch in ((ActivationPolicy(), None), (ActivationPolicy(recompute=True), 3)):
+        model, images, labels = model_and_batch()
+        apply_method(model, "wsi-dense", MethodOptions(rank=8), verbose=False)
+        model.set_policy(policy)
+        layer = model.blocks[1].mlp.fc1
+        R = layer._R.copy()
+        accumulate_gradient(model, images, labels, micro_batch)
+        W = layer.weight.data - np.float32(0.1) * layer.weight.grad
+        gradients.append(layer.weight.grad.copy())
+        Optimizer(model, "sgd").step(0.1)
+        assert relative_error(layer.weight.data, W) < 1e-6
+        L = np.linalg.qr(W @ R.T)[0]
+        assert relative_error(layer._L @ layer._R, L @ (L.T @ W)) < 1e-5
+    assert relative_error(*gradients) < 1e-5
+
+
 def test_svd_llm_starts_from_the_whitened_truncation_in_balanced_factors():
     model, images, _ = model_and_batch()
     layer = model.blocks[0].mlp.fc1
@@ -292,6 +312,8 @@ def test_bad_method_is_refused_by_name():
         apply_method(model, "magic")
     with pytest.raises(ValueError, match="rank: expected 1 to 64"):
         apply_method(model, "lora", MethodOptions(rank=65))
+    with pytest.raises(ValueError, match="lora_rank: expected 1 to 4 for the factors of blocks.0.mlp.fc1, got 8"):
+        apply_method(model_and_batch()[0], "svd-llm-lora", MethodOptions(rank=4), [model_and_batch()[1:]])
     with pytest.raises(ValueError, match="start: expected 'whitened' and calibration batches for svd-llm, got 'svd'"):
         apply_method(model, "svd-llm")
     with pytest.raises(ValueError, match="start: expected one of svd, whitened, gradient, got 'magic'"):

@@ -11,7 +11,7 @@ from wasi.reports import comparison_table, plot_comparison, summarise_runs
 from wasi.training.runlog import read_result, write_json
 
 DESCRIPTION = ("Trains by each method with each seed, each run in a process of its own, so that memory is measured apart. A seed "
-               "fixes the order of the images and all random numbers. Writes comparison.md, comparison.json and comparison.png: "
+               "fixes the order of the images and all random numbers. Writes results.json, comparison.md and comparison.png: "
                "accuracy against measured memory and time, mean and spread over seeds, Pareto front marked. Started again with "
                "the same options, it goes on after the last finished run.")
 # Differences in these do not make another run.
@@ -125,7 +125,7 @@ def report(out):
     rows = summarise_runs(runs)
     table = comparison_table(rows)
     (out / "comparison.md").write_text(table + "\n")
-    write_json(out / "comparison.json", rows)
+    write_json(out / "results.json", rows)
     plot_comparison(rows, out / "comparison.png")
     print(table)
     if missing:

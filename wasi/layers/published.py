@@ -64,26 +64,23 @@ class DenseWeightLinear(Linear):
 
 
 class WsiDenseLinear(DenseWeightLinear):
-    """The published form of WSI: each training forward follows W by one subspace iteration, L = orth(W R'), R = L' W.
+    """The published form of WSI: after each update L R follows W by one subspace iteration, L = orth(W R'), R = L' W.
 
     L is paired with the R that it yields (the authors' scripts pair it with the previous one).
 
-    Source: WASI (arXiv 2510.09160), algorithm 1.
+    Source: WASI (arXiv 2510.09160), algorithm 1, which iterates at the beginning of the next forward pass: the same.
     """
 
-    def forward(self, x, train=False, keep_input=True):
-        """x (..., I) -> y (..., O)."""
-        if train:
-            W = self.weight.data
-            self._L = linalg.orthonormalize(np.ascontiguousarray(W @ self._R.T))
-            self._R = np.ascontiguousarray(self._L.T @ W)
-        return super().forward(x, train, keep_input)
+    def after_step(self):
+        """L R follows the updated W."""
+        W = self.weight.data
+        self._L = linalg.orthonormalize(np.ascontiguousarray(W @ self._R.T))
+        self._R = np.ascontiguousarray(self._L.T @ W)
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):
-        """As `Linear.flops`; the subspace iteration is the training forward's."""
+        """As `Linear.flops`."""
         O, I, K = self.out_features, self.in_features, self.rank
-        follow = 0 if prepared else 4 * O * I * K + orth_flops(O, K)
-        return super().flops(shape, rule, dx) + Flops(0, follow)
+        return super().flops(shape, rule, dx) + Flops(0, 0, 4 * O * I * K + orth_flops(O, K))
 
 
 class SvdLinear(DenseWeightLinear):

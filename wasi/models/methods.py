@@ -127,9 +127,11 @@ def add_lora_on_factors(model, names, options):
     """Puts a LoraFactoredLinear in the place of each factored target, and freezes all but the updates and the head."""
     rng = np.random.default_rng(options.seed)
     for name in names:
-        layer = model.get_module(name)
-        model.set_module(name, LoraFactoredLinear(layer.L.data, layer.R.data, layer.bias and layer.bias.data,
-                                                  min(options.lora_rank, layer.rank), options.alpha, rng))
+        layer, r = model.get_module(name), options.lora_rank
+        if not 1 <= r <= layer.rank:
+            raise ValueError(f"lora_rank: expected 1 to {layer.rank} for the factors of {name}, got {r}")
+        new = LoraFactoredLinear(layer.L.data, layer.R.data, layer.bias and layer.bias.data, r, options.alpha, rng)
+        model.set_module(name, new)
     freeze_all_but_updates(model)
 
 
