@@ -1,4 +1,4 @@
-"""LayerNorm with its parameters."""
+"""LayerNorm and RMSNorm with their parameters."""
 
 import numpy as np
 
@@ -35,3 +35,31 @@ class LayerNorm(Module):
         x, mean, rstd = self._take_saved()
         return ops.layer_norm_backward(dy, x, mean, rstd, self.weight.data, self.weight.grad_buffer(),
                                        self.bias.grad_buffer(), add_to=add_to)
+
+
+class RMSNorm(Module):
+    """y = x * rstd * weight over the last axis, rstd = 1 / sqrt(mean(x^2) + eps). Keeps and recomputes as `LayerNorm`.
+
+    weight: (C,) float32.
+    """
+
+    def __init__(self, weight, eps=1e-5):
+        self.weight = Parameter(weight, decay=False)
+        self.eps = eps
+
+    def forward(self, x, train=False):
+        """x (..., C) -> y (..., C)."""
+        y, rstd = ops.rms_norm(x, self.weight.data, self.eps)
+        if train:
+            self._saved = (x, rstd)
+        return y
+
+    def output_again(self):
+        """The output of the last forward(train=True), computed anew from what was kept."""
+        x, rstd = self._saved
+        return ops.rms_norm_apply(x, rstd, self.weight.data)
+
+    def backward(self, dy, add_to=None):
+        """dy -> dx, plus `add_to` (the gradient that flows past the norm) where given."""
+        x, rstd = self._take_saved()
+        return ops.rms_norm_backward(dy, x, rstd, self.weight.data, self.weight.grad_buffer(), add_to=add_to)

@@ -13,10 +13,10 @@ from wasi.layers import FactoredLinear, Linear, Module
 
 # What a target's short name stands for, in the models of this package.
 TARGET_GROUPS = {
-    "all": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
-    "attn": ("attn.qkv", "attn.proj"),
-    "mlp": ("mlp.fc1", "mlp.fc2"),
+    "attn": ("attn.qkv", "attn.proj", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj"),
+    "mlp": ("mlp.fc1", "mlp.fc2", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 }
+TARGET_GROUPS["all"] = TARGET_GROUPS["attn"] + TARGET_GROUPS["mlp"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FactorizedLayer:
 
 
 def find_targets(model, target_modules, exclude_modules=()):
-    """Names of the dense linears that match: a group ("mlp", "attn", "all") or a dotted tail such as "attn.qkv" or "fc1".
+    """Names of the dense linears that are trained and match: a group ("mlp", "attn", "all") or a dotted tail such as "fc1".
 
     Raises ValueError for a target that matches nothing.
     """
@@ -47,7 +47,7 @@ def find_targets(model, target_modules, exclude_modules=()):
         return [t for t in targets
                 if any(name == tail or name.endswith("." + tail) for tail in TARGET_GROUPS.get(t, (t,)))]
 
-    linears = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    linears = [name for name, module in model.named_modules() if isinstance(module, Linear) and module.weight.trainable]
     found = [name for name in linears if matches(name, target_modules)]
     used = {t for name in linears for t in matches(name, target_modules)}
     missing = [t for t in target_modules if t not in used]
@@ -105,7 +105,7 @@ def weight_gradients(model, names, batches):
         p.trainable = True
     try:
         for images, labels in batches:
-            _, dlogits, _ = ops.cross_entropy(model.forward(images, train=True), labels)
+            _, dlogits, _ = model.loss(model.forward(images, train=True), labels)
             model.backward(dlogits)
         if any(p.grad is None for p in weights.values()):
             raise ValueError("gradients: expected at least one calibration batch, got none")

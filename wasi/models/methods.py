@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wasi import ops
-from wasi.layers import ActivationCompression, ActivationPolicy, FactoredLinear
+from wasi.layers import ActivationCompression, ActivationPolicy, FactoredLinear, Mlp
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.layers.published import SvdLinear, WsiDenseLinear
 from wasi.models.factorize import factorization_table, factorize, find_targets, ranks_by_name
@@ -100,7 +100,7 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
     if ranks is not None:
         for name in names:
             model.get_module(name).compression = ActivationCompression(ranks, "hosvd" if method == "amc" else "asi")
-        if all(block.mlp.fc2.compression for block in model.blocks):
+        if all(isinstance(block.mlp, Mlp) and block.mlp.fc2.compression for block in model.blocks):
             model.set_policy(ActivationPolicy(gelu_bits=4))
     return model
 
@@ -136,8 +136,8 @@ def add_lora_on_factors(model, names, options):
 
 
 def freeze_all_but_updates(model):
-    """Leaves LoRA's A and B and the model's head trainable."""
+    """Leaves LoRA's A and B and a classifier's head trainable."""
     trained = {id(p) for _, m in model.named_modules() if isinstance(m, LoraLinear) for p in (m.A, m.B)}
-    trained |= {id(p) for p in (model.head.weight, model.head.bias)}
+    trained |= {id(p) for p in model.head_parameters()}
     for _, p in model.named_parameters():
         p.trainable = id(p) in trained

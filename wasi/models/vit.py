@@ -158,6 +158,14 @@ class VisionTransformer(Module):
         self.patch_embed.backward(
             ops.assemble_tokens_backward(dx, self.cls_token.grad_buffer(), self.pos_embed.grad_buffer()))
 
+    def loss(self, logits, labels, label_smoothing=0.0, need_gradient=True):
+        """(mean loss, its gradient, images classified right); labels (B,) int64."""
+        return ops.cross_entropy(logits, labels, label_smoothing, need_gradient)
+
+    def head_parameters(self):
+        """What is trained even where all else is frozen."""
+        return [self.head.weight, self.head.bias]
+
     def training_flops(self, batch_size, rule="sgd", micro_batch=None):
         """The Flops of one training step on a batch, from the sizes of the layers (`wasi.layers.flops`).
 

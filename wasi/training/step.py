@@ -4,15 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wasi import ops
-
 
 @dataclass
 class BatchResult:
     """Loss and hits over a batch or a set."""
 
     loss: float  # mean over samples
-    n_correct: int
+    n_correct: float  # samples; of language modelling the sum of their shares of right tokens
     n: int
     saved_bytes: int = 0  # kept between forward and backward, by the largest micro-batch
 
@@ -24,7 +22,8 @@ class BatchResult:
 def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing=0.0):
     """Adds the gradient of the mean loss over a batch to the model's parameters.
 
-    images: (B, 3, S, S) uint8 or normalised float32; labels: (B,) int64. micro_batch: samples that are in flight at once
+    images, labels: what the model takes and what its loss compares with: (B, 3, S, S) uint8 or normalised float32 and (B,) int64
+    of a ViT; (B, N) int64 tokens and (B,) or (B, N) int64 of a decoder. micro_batch: samples that are in flight at once
     (None: all). Samples do not interact in these models, so the gradient is the same to rounding.
     Returns BatchResult. Raises FloatingPointError where the loss is not finite; gradients are then unfinished.
     """
@@ -35,7 +34,7 @@ def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing
         share = (part.stop - part.start) / n
         logits = model.forward(images[part], train=True)
         saved_bytes = saved_bytes or model.total_saved_bytes
-        loss, dlogits, hits = ops.cross_entropy(logits, labels[part], label_smoothing)
+        loss, dlogits, hits = model.loss(logits, labels[part], label_smoothing)
         total += loss * share
         n_correct += hits
         if not np.isfinite(loss):
@@ -49,7 +48,7 @@ def evaluate(model, batches):
     """Mean loss and accuracy over an iterable of (images, labels)."""
     total, n_correct, n = 0.0, 0, 0
     for images, labels in batches:
-        loss, _, hits = ops.cross_entropy(model.forward(images), labels)
+        loss, _, hits = model.loss(model.forward(images), labels, need_gradient=False)
         total += loss * len(images)
         n_correct += hits
         n += len(images)
