@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
 
 class Arena:
     def __new__(cls, capacity_bytes: int | None = None) -> Arena: ...
@@ -49,6 +50,11 @@ def attention_gqa_backward(do: F32, q: F32, k: F32, v: F32, o: F32, lse: F32, sc
                            causal: bool = False, q_offset: int | None = None, bias: F32 | None = None,
                            mask: F32 | None = None, dbias: F32 | None = None, dq: F32 | None = None,
                            dk: F32 | None = None, dv: F32 | None = None) -> tuple[F32, F32, F32]: ...
+
+# bind_bf16.c: bfloat16 numbers as uint16 arrays of their bits
+def bf16_round(x: F32, out: U16 | None = None) -> U16: ...
+def bf16_expand(x: U16, out: F32 | None = None) -> F32: ...
+def bf16_add_(sum: U16, x: F32) -> None: ...
 
 # bind_decoder.c
 def embedding_forward(tokens: NDArray[np.int64], table: F32, out: F32 | None = None) -> F32: ...

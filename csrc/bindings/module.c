@@ -60,6 +60,7 @@ static int module_exec(PyObject *module)
         module_methods,
         wasi_activation_methods,
         wasi_attention_methods,
+        wasi_bf16_methods,
         wasi_decoder_methods,
         wasi_embed_methods,
         wasi_knapsack_methods,

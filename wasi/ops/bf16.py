@@ -1,0 +1,23 @@
+"""bfloat16 as storage: uint16 arrays of the upper halves of float32 numbers, rounded to nearest even."""
+
+from wasi import _core
+
+
+def bf16_round(x, out=None):
+    """float32 x as bfloat16 bits, uint16 of x's shape; the relative error is at most 2^-8. NaN and Inf stay what they are.
+
+    >>> import numpy as np
+    >>> [hex(bits) for bits in bf16_round(np.float32([1, -2, 1 + 2**-8]))]
+    ['0x3f80', '0xc000', '0x3f80']
+    """
+    return _core.bf16_round(x, out)
+
+
+def bf16_expand(x, out=None):
+    """bfloat16 bits x (uint16) as float32, exactly."""
+    return _core.bf16_expand(x, out)
+
+
+def bf16_add_(sum, x):
+    """sum += x, in place: sum holds bfloat16 bits, x is float32 of the same shape; one rounding."""
+    _core.bf16_add_(sum, x)
