@@ -38,21 +38,21 @@ def build(model_name, img_size, method, rank=None):
     return model
 
 
-def wasi_step(model_name, img_size, batch, method="dense", rank=None, micro_batch=None, recompute=False):
+def wasi_step(model_name, img_size, batch, method="dense", rank=None, micro_batch=None, recompute=False, gradient_bits=32):
     """Set-up of a training step (SGD, clipping at norm 1); the step returns its loss, norm and arena figures."""
     model = build(model_name, img_size, method, rank)
     if recompute:
         model.set_policy(ActivationPolicy(recompute=True))
     rng = np.random.default_rng(0)
     S = model.config.img_size
-    images = rng.standard_normal((batch, 3, S, S)).astype(np.float32)
+    images = rng.integers(0, 256, (batch, 3, S, S), np.uint8)  # as a loader gives them
     labels = rng.integers(0, 10, batch)
-    optimizer = Optimizer(model, "sgd", clip_norm=1.0)
+    optimizer = Optimizer(model, "sgd", clip_norm=1.0, gradient_bits=gradient_bits)
     arena = wasi.Arena()
 
     def step():
         with arena:
-            loss = accumulate_gradient(model, images, labels, micro_batch).loss
+            loss = accumulate_gradient(model, images, labels, micro_batch, after=optimizer.after_backward(0.01)).loss
             norm = optimizer.step(0.01)
         stats = arena.stats()
         return {"loss": loss, "norm": norm, "step_peak_bytes": stats["peak_bytes"], "extent_bytes": stats["extent_bytes"]}
@@ -111,6 +111,7 @@ def main():
     parser.add_argument("--methods", nargs="+", default=["dense"], choices=METHODS)
     parser.add_argument("--rank", type=int, help="(default: 0.8 of the energy, qwasi 64)")
     parser.add_argument("--micro-batch", type=int)
+    parser.add_argument("--gradient-bits", type=int, choices=(16, 32), default=32, help="of sums over micro-batches")
     parser.add_argument("--recompute", action="store_true", help="keep block inputs alone")
     parser.add_argument("--rivals", nargs="+", default=["plain"], help="PyTorch's variants (rivals.py); the first is the measure")
     parser.add_argument("--no-inference", action="store_true")
@@ -123,7 +124,8 @@ def main():
         shape = {"model_name": model, "img_size": args.img_size, "batch": args.batch}
         steps = {f"PyTorch {v}": (rivals.torch_step, {**shape, "variant": v}) for v in args.rivals}
         forwards = {"PyTorch": (rivals.torch_inference, shape)}
-        ours = {"rank": args.rank, "micro_batch": args.micro_batch, "recompute": args.recompute}
+        ours = {"rank": args.rank, "micro_batch": args.micro_batch, "recompute": args.recompute,
+                "gradient_bits": args.gradient_bits}
         for method in args.methods:
             steps[f"wasi {method}"] = (wasi_step, {**shape, **ours, "method": method})
             forwards[f"wasi {method}"] = (wasi_inference, {**shape, "rank": args.rank, "method": method})

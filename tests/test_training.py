@@ -8,6 +8,7 @@ from tables import relative_error
 import wasi
 from wasi.layers import FactoredLinear
 from wasi.layers.published import WsiDenseLinear
+from wasi.models.methods import MethodOptions, apply_method
 from wasi.training.loop import TrainConfig, train
 from wasi.training.memory import peak_rss_bytes, reset_peak_rss, rss_bytes
 from wasi.training.optimizer import Optimizer
@@ -154,6 +155,41 @@ def test_after_the_first_step_no_new_memory_is_touched():
     assert len(set(extents)) == 1
 
 
+@pytest.mark.parametrize("method", ["dense", "qwasi"])
+def test_layerwise_updates_give_the_bits_of_updates_at_the_end_and_hold_no_gradient(method):
+    """Without clipping, an update depends on its own layer's gradient alone."""
+    weights, norms, held = [], [], []
+    for layerwise in (False, True):
+        model = apply_method(small_model(), method, MethodOptions(("all",), rank=8), verbose=False)
+        optimizer = Optimizer(model, "sgd", momentum=0.9, weight_decay=0.01, layerwise=layerwise)
+        for images, labels in Batches(3):
+            accumulate_gradient(model, images, labels, after=optimizer.after_backward(0.05))
+            held.append(sum(p.gradient_bytes for part in model.blocks for _, p in part.named_parameters()))
+            norms.append(optimizer.step(0.05))
+        weights.append([p.data for _, p in model.named_parameters()])
+    assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
+    assert norms[3:] == pytest.approx(norms[:3], rel=1e-12)
+    assert min(held[:3]) > 0 and held[3:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("method", ["dense", "wsi"])
+def test_packed_gradients_are_half_as_large_and_steer_the_same_way(method):
+    """Sums in bfloat16 over 8 micro-batches: each weight's update is within 1 % of that of float32 sums."""
+    updates, sizes = [], []
+    for bits in (32, 16):
+        model = apply_method(small_model(), method, MethodOptions(("all",), rank=8), verbose=False)
+        before = [p.data.copy() for _, p in model.named_parameters()]
+        optimizer = Optimizer(model, "sgd", clip_norm=1.0, gradient_bits=bits)
+        images, labels = next(iter(Batches(1)))
+        accumulate_gradient(model, images, labels, micro_batch=2, after=optimizer.after_backward(0.05))
+        sizes.append(sum(p.gradient_bytes for _, p in model.named_parameters() if p.data.ndim == 2))
+        optimizer.step(0.05)
+        updates.append([p.data - b for (_, p), b in zip(model.named_parameters(), before)])
+    assert sizes[1] == sizes[0] / 2 > 0
+    for (name, _), exact, packed in zip(model.named_parameters(), *updates):
+        assert relative_error(packed, exact) < 0.01, name
+
+
 def test_whitened_start_loses_less_on_the_layers_outputs(rng):
     """At equal rank the whitened factors reproduce the model's logits better on inputs with a decaying spectrum."""
     images = np.concatenate([b for b, _ in Batches(4, 32)])
@@ -188,6 +224,12 @@ def test_bad_options_are_refused_by_name():
         Optimizer(small_model(), "adam")
     with pytest.raises(ValueError, match="clip_norm: expected a positive norm or None, got 0"):
         Optimizer(small_model(), clip_norm=0)
+    with pytest.raises(ValueError, match="gradient_bits: expected 16 or 32, got 8"):
+        Optimizer(small_model(), gradient_bits=8)
+    with pytest.raises(ValueError, match="clip_norm: expected None with layerwise"):
+        Optimizer(small_model(), clip_norm=1.0, layerwise=True)
+    with pytest.raises(ValueError, match="micro_batch: expected None with layerwise"):
+        TrainConfig(layerwise=True, clip_norm=None, micro_batch=8)
     with pytest.raises(ValueError, match="schedule: expected one of constant, cosine, linear, got 'step'"):
         learning_rate(0, 0.1, 10, "step")
 

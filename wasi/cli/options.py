@@ -38,6 +38,8 @@ def add_training_options(parser):
     add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 30)")
     add("--batch-size", type=int, default=32)
     add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
+    add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
+    add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
     add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd with --weights, else adamw)")
     add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw)")
     add("--momentum", type=float, default=0.9, help="of sgd")
@@ -162,6 +164,8 @@ def train_config(args, method):
         n_warmup=(10 if args.weights else 100) if args.warmup is None else args.warmup,
         label_smoothing=(0.0 if args.weights else 0.1) if args.label_smoothing is None else args.label_smoothing,
         micro_batch=args.micro_batch,
+        gradient_bits=args.gradient_bits,
+        layerwise=args.layerwise,
         adapt_ranks=adaptation,
         track_subspaces=args.track_subspaces if method in TRACKED else 0,
     )

@@ -2,19 +2,23 @@
 
 import numpy as np
 
+from wasi import ops
+
 
 class Parameter:
     """A trainable array, its gradient, and how the optimiser may treat it.
 
     data: float32 array. grad: an array of the same shape, or None until backward first adds to it.
+    packed: what earlier micro-batches added, as bfloat16 bits (`pack_gradient`), or None.
     trainable: False freezes it (backward then skips its gradient). decay: False exempts it from weight decay.
     """
 
-    __slots__ = ("data", "decay", "grad", "trainable")
+    __slots__ = ("data", "decay", "grad", "packed", "trainable")
 
     def __init__(self, data, decay=True):
         self.data = np.ascontiguousarray(data, np.float32)
         self.grad = None
+        self.packed = None
         self.trainable = True
         self.decay = decay
 
@@ -25,6 +29,29 @@ class Parameter:
         if self.grad is None:
             self.grad = np.zeros_like(self.data)
         return self.grad
+
+    def pack_gradient(self):
+        """Adds `grad` to the bfloat16 sum `packed` and lets go of it."""
+        if self.packed is None:
+            self.packed = ops.bf16_round(self.grad)
+        else:
+            ops.bf16_add_(self.packed, self.grad)
+        self.grad = None
+
+    def full_gradient(self):
+        """The gradient in float32: `grad` itself, or a copy of what was packed."""
+        return self.grad if self.packed is None else ops.bf16_expand(self.packed)
+
+    def clear_gradient(self):
+        """Sets the gradient to zero; buffers stay, packed or not."""
+        for array in (self.grad, self.packed):
+            if array is not None:
+                array.fill(0)
+
+    @property
+    def gradient_bytes(self):
+        """Bytes that the gradient takes now."""
+        return sum(array.nbytes for array in (self.grad, self.packed) if array is not None)
 
 
 class Module:
@@ -73,8 +100,7 @@ class Module:
     def zero_grad(self):
         """Sets every gradient that exists to zero."""
         for _, p in self.named_parameters():
-            if p.grad is not None:
-                p.grad.fill(0)
+            p.clear_gradient()
 
     def _take_saved(self):
         """What forward kept; the module lets go of it."""

@@ -148,15 +148,23 @@ class VisionTransformer(Module):
         y = self.norm.forward(np.ascontiguousarray(x[:, 0]), train)
         return self.head.forward(y, train)
 
-    def backward(self, dlogits):
-        """dlogits (B, num_classes); adds to every trainable parameter's gradient."""
+    def backward(self, dlogits, after=None):
+        """dlogits (B, num_classes); adds to every trainable parameter's gradient.
+
+        after(part): called for head, norm, each block and the patch embedding as soon as its gradients are complete.
+        """
+        after = after or (lambda part: None)
         (shape,) = self._take_saved()
         dx = np.zeros(shape, np.float32)
         dx[:, 0] = self.norm.backward(self.head.backward(dlogits))
+        after(self.head)
+        after(self.norm)
         for block in reversed(self.blocks):
             dx = block.backward(dx)
+            after(block)
         self.patch_embed.backward(
             ops.assemble_tokens_backward(dx, self.cls_token.grad_buffer(), self.pos_embed.grad_buffer()))
+        after(self.patch_embed)
 
     def loss(self, logits, labels, label_smoothing=0.0, need_gradient=True):
         """(mean loss, its gradient, images classified right); labels (B,) int64."""

@@ -41,8 +41,15 @@ class TrainConfig:
     n_warmup: int = 0  # steps of linear warm-up
     label_smoothing: float = 0.0
     micro_batch: int | None = None  # samples in flight at once; None: the whole batch
+    gradient_bits: int = 32  # 16: sums the gradient over micro-batches in bfloat16, half its memory
+    layerwise: bool = False  # update each layer in backward: no full gradient exists; needs clip_norm and micro_batch None
     adapt_ranks: RankAdaptation | None = None  # how ranks follow the spectrum of the factors; None: they stay
     track_subspaces: int = 0  # every so many steps, log the angles by which the factored layers' subspaces have turned; 0: never
+
+    def __post_init__(self):
+        if self.layerwise and self.micro_batch is not None:
+            raise ValueError("micro_batch: expected None with layerwise updates, which need a layer's whole gradient at once, "
+                             f"got {self.micro_batch}")
 
 
 @dataclass
@@ -95,7 +102,7 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
     """
     start_rss = rss_bytes() if start_rss_bytes is None else start_rss_bytes
     optimizer = Optimizer(model, config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
-                          clip_norm=config.clip_norm)
+                          clip_norm=config.clip_norm, gradient_bits=config.gradient_bits, layerwise=config.layerwise)
     ranks = RankController(config.adapt_ranks, optimizer) if config.adapt_ranks else None
     arena = wasi.Arena()
     n_steps = config.epochs * len(train_loader)
@@ -120,7 +127,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
                 lr = learning_rate(step, config.lr, n_steps, config.schedule, config.n_warmup)
                 try:
                     with arena:
-                        batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing)
+                        batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing,
+                                                    optimizer.after_backward(lr))
                         norm = optimizer.step(lr)
                 except ArithmeticError as error:
                     raise type(error)(f"step {step}, lr {lr:.3g}: {error}") from error

@@ -42,7 +42,7 @@ def count_bytes(model, optimizer):
     return {
         "trained_bytes": sum(p.data.nbytes for p in parameters if p.trainable),
         "frozen_bytes": sum(p.data.nbytes for p in parameters if not p.trainable) + fixed,
-        "gradient_bytes": sum(p.grad.nbytes for p in parameters if p.grad is not None),
+        "gradient_bytes": sum(p.gradient_bytes for p in parameters),
         "optimizer_bytes": optimizer.state_bytes,
         "saved_bytes": model.total_saved_bytes,
     }

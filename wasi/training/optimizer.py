@@ -16,32 +16,55 @@ class Optimizer:
     kind: "sgd" (with momentum if that is not 0; weight decay is added to the gradient) or "adamw" (decoupled weight decay).
     clip_norm: the largest norm of the whole gradient, or None. A factored layer counts with the norm of its gradient's
     projection on the tangent space of rank-K matrices, the part that its step uses.
+    gradient_bits: 32, or 16 to sum the matrices' gradients over micro-batches in bfloat16: half their memory, and a relative
+    error of about sqrt(micro-batches) 2^-9. layerwise: update a part of the model and free its gradient as soon as backward
+    has left it; there is then no norm to clip by. Both need `accumulate_gradient(..., after=optimizer.after_backward(lr))`.
     State (momentum, moments) has the size of the parameters; a factored layer's lives in factor space and moves with its basis.
     """
 
-    def __init__(self, model, kind="sgd", momentum=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip_norm=None):
+    def __init__(self, model, kind="sgd", momentum=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip_norm=None,
+                 gradient_bits=32, layerwise=False):
         if kind not in OPTIMIZERS:
             raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {kind!r}")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm: expected a positive norm or None, got {clip_norm}")
+        if gradient_bits not in (16, 32):
+            raise ValueError(f"gradient_bits: expected 16 or 32, got {gradient_bits}")
+        if layerwise and clip_norm is not None:
+            raise ValueError("clip_norm: expected None with layerwise updates, which never see the whole gradient, "
+                             f"got {clip_norm}")
         self.kind = kind
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.betas = betas
         self.eps = eps
         self.clip_norm = clip_norm
+        self.gradient_bits = gradient_bits
+        self.layerwise = layerwise
         self.n_steps = 0
+        self._norm2 = 0.0  # squared norm of what layerwise updates of this step took in already
         self._modules = list(model.named_modules())
         self.rule = "adamw" if kind == "adamw" else "momentum" if momentum else "sgd"
         self.factored = {name: (m, linalg.WsiState(m.out_features, m.in_features, m.rank, self.rule)) for name, m in self._modules
                          if isinstance(m, FactoredLinear) and m.L.trainable and not m.plain}
         factors = [p for layer, _ in self.factored.values() for p in (layer.L, layer.R)]
         stepped = {id(p) for p in factors}
-        self._plain = [p for _, p in model.named_parameters() if p.trainable and id(p) not in stepped]
         n_buffers = {"sgd": 1 if momentum else 0, "adamw": 2}[kind]
-        self._plain_state = [[np.zeros_like(p.data) for _ in range(n_buffers)] for p in self._plain]
-        for p in self._plain + factors:
+        self._plain = {name: (p, [np.zeros_like(p.data) for _ in range(n_buffers)])
+                       for name, p in model.named_parameters() if p.trainable and id(p) not in stepped}
+        for p in [p for p, _ in self._plain.values()] + factors:
+            self._make_buffer(p)
+
+    def _make_buffer(self, p):
+        """Allocates a gradient that lives from step to step before the steps do, so that they find room in one piece."""
+        if not self.layerwise and not (self.gradient_bits == 16 and p.data.ndim == 2):
             p.grad_buffer()
+
+    def after_backward(self, lr):
+        """What `accumulate_gradient` calls with each part of the model after its backward; None where there is nothing to do."""
+        if self.layerwise:
+            return lambda part: self._update_part(part, lr)
+        return _pack_part if self.gradient_bits == 16 else None
 
     def step(self, lr):
         """One update with learning rate lr; returns the gradient's norm before clipping.
@@ -49,24 +72,40 @@ class Optimizer:
         Raises FloatingPointError where the gradient is not finite and ArithmeticError, with the layer's name, where a factor's
         rank has collapsed; the layers before that one may have been updated.
         """
-        norms = {name: _with_name(name, _norm2, layer, state) for name, (layer, state) in self.factored.items()}
-        norm = math.sqrt(sum(n for n, _ in norms.values()) + sum(ops.sum_of_squares(p.grad) for p in self._plain))
-        if not math.isfinite(norm):
-            raise FloatingPointError("the gradient is not finite: lower lr")
-        scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
+        norm = math.sqrt(self._norm2 + self._update(self._plain, self.factored, lr))
+        self._norm2 = 0.0
         self.n_steps += 1
-        for p, state in zip(self._plain, self._plain_state):
-            self._update_plain(p, state, lr, scale)
-            p.grad.fill(0)
-        for name, (layer, state) in self.factored.items():
-            step = linalg.wsi_step_extended if state.n_new else linalg.wsi_step
-            _with_name(name, step, layer.L.data, layer.R.data, layer.L.grad, layer.R.grad, lr, scale, self.weight_decay, state,
-                       self.momentum, self.betas, self.eps, norms[name][1])
-            layer.L.grad.fill(0)
-            layer.R.grad.fill(0)
         for name, module in self._modules:
             _with_name(name, module.after_step)
         return norm
+
+    def _update_part(self, part, lr):
+        """Updates a part of the model and frees its gradient."""
+        held, modules = {id(p) for _, p in part.named_parameters()}, {id(m) for _, m in part.named_modules()}
+        self._norm2 += self._update({name: u for name, u in self._plain.items() if id(u[0]) in held},
+                                    {name: u for name, u in self.factored.items() if id(u[0]) in modules}, lr)
+        for _, p in part.named_parameters():
+            p.grad = None
+
+    def _update(self, plain, factored, lr):
+        """Updates what has a gradient among {name: (parameter or layer, state)} and clears it; returns its squared norm."""
+        plain = {name: unit for name, unit in plain.items() if unit[0].gradient_bytes}
+        factored = {name: unit for name, unit in factored.items() if unit[0].R.gradient_bytes}
+        norms = {name: _with_name(name, _norm2, layer, state) for name, (layer, state) in factored.items()}
+        norm2 = sum(n for n, _ in norms.values()) + sum(ops.sum_of_squares(p.full_gradient()) for p, _ in plain.values())
+        if not math.isfinite(norm2):
+            raise FloatingPointError("the gradient is not finite: lower lr")
+        scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (math.sqrt(norm2) + 1e-6))
+        for p, state in plain.values():
+            self._update_plain(p, state, lr, scale)
+            p.clear_gradient()
+        for name, (layer, state) in factored.items():
+            step = linalg.wsi_step_extended if state.n_new else linalg.wsi_step
+            _with_name(name, step, *_factors(layer), lr, scale, self.weight_decay, state, self.momentum, self.betas, self.eps,
+                       norms[name][1])
+            layer.L.clear_gradient()
+            layer.R.clear_gradient()
+        return norm2
 
     def shrink(self, name, rank):
         """Truncates a factored layer, between steps, to the best approximation of that rank; its state moves along."""
@@ -80,8 +119,8 @@ class Optimizer:
 
     def _set_factors(self, layer, L, R):
         for p, data in ((layer.L, L), (layer.R, R)):
-            p.data, p.grad = data, None
-            p.grad_buffer()
+            p.data, p.grad, p.packed = data, None, None
+            self._make_buffer(p)
 
     def bytes_per_rank(self, name):
         """Bytes of factors, gradients and state that one rank of a factored layer takes."""
@@ -89,23 +128,35 @@ class Optimizer:
         return 4 * (layer.out_features + layer.in_features) * (2 + {"sgd": 0, "momentum": 1, "adamw": 2}[self.rule])
 
     def _update_plain(self, p, state, lr, scale):
-        decay = self.weight_decay if p.decay else 0.0
+        decay, gradient = self.weight_decay if p.decay else 0.0, p.full_gradient()
         if self.kind == "sgd":
-            ops.sgd_update(p.data, p.grad, state[0] if state else None, lr, self.momentum, decay, False, scale)
+            ops.sgd_update(p.data, gradient, state[0] if state else None, lr, self.momentum, decay, False, scale)
         else:
-            ops.adamw_update(p.data, p.grad, *state, lr, *self.betas, self.eps, decay, self.n_steps, scale)
+            ops.adamw_update(p.data, gradient, *state, lr, *self.betas, self.eps, decay, self.n_steps + 1, scale)
 
     @property
     def state_bytes(self):
         """Bytes of momentum and moments."""
-        plain = sum(a.nbytes for state in self._plain_state for a in state)
+        plain = sum(a.nbytes for _, state in self._plain.values() for a in state)
         return plain + sum(state.nbytes for _, state in self.factored.values())
 
 
 def _norm2(layer, state):
     """The squared norm of a layer's projected gradient, and the triangle that saves its step work."""
-    factors = layer.L.data, layer.R.data, layer.L.grad, layer.R.grad
+    factors = _factors(layer)
     return linalg.wsi_extended_norm2(*factors, state.n_new) if state.n_new else linalg.wsi_gradient_norm2(*factors)
+
+
+def _factors(layer):
+    """(L, R, dL, dR)"""
+    return layer.L.data, layer.R.data, layer.L.full_gradient(), layer.R.full_gradient()
+
+
+def _pack_part(part):
+    """Packs the gradients of a part's matrices, which are what is large."""
+    for _, p in part.named_parameters():
+        if p.grad is not None and p.grad.ndim == 2:
+            p.pack_gradient()
 
 
 def _with_name(name, function, *arguments):

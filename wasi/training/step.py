@@ -19,12 +19,13 @@ class BatchResult:
         return self.n_correct / self.n
 
 
-def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing=0.0):
+def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing=0.0, after=None):
     """Adds the gradient of the mean loss over a batch to the model's parameters.
 
     images, labels: what the model takes and what its loss compares with: (B, 3, S, S) uint8 or normalised float32 and (B,) int64
     of a ViT; (B, N) int64 tokens and (B,) or (B, N) int64 of a decoder. micro_batch: samples that are in flight at once
-    (None: all). Samples do not interact in these models, so the gradient is the same to rounding.
+    (None: all). Samples do not interact in these models, so the gradient is the same to rounding. after(part): called for each
+    part of the model as soon as a micro-batch's gradients of it are complete (`Optimizer.after_backward`).
     Returns BatchResult. Raises FloatingPointError where the loss is not finite; gradients are then unfinished.
     """
     n, total, n_correct, saved_bytes = len(images), 0.0, 0, 0
@@ -40,7 +41,7 @@ def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing
         if not np.isfinite(loss):
             raise FloatingPointError("the loss is not finite: lower lr, or clip the gradient (clip_norm)")
         dlogits *= np.float32(share)
-        model.backward(dlogits)
+        model.backward(dlogits, after)
     return BatchResult(total, n_correct, n, saved_bytes)
 
 
