@@ -11,6 +11,7 @@ COMMANDS = {
     "compare": "train by several methods over several seeds: accuracy against memory and time",
     "plot-ranks": "draw ranks by step and layer from a run folder",
     "plot-subspaces": "draw how far the factored layers' subspaces turn, from a run folder",
+    "profile": "seconds of a training step or of inference by kernel",
     "train": "train or fine-tune a model; without arguments: the shipped sign-language digits, dense and wsi",
 }
 

@@ -1,0 +1,60 @@
+"""`wasi profile`: seconds of a training step or of inference by kernel, on random images."""
+
+import numpy as np
+
+import wasi
+from wasi.layers import ActivationPolicy
+from wasi.models.methods import METHODS, MethodOptions, apply_method
+from wasi.profiling import Profile
+from wasi.training.memory import mib
+from wasi.training.optimizer import Optimizer
+from wasi.training.step import accumulate_gradient
+
+DESCRIPTION = "Times every kernel of a training step (or of inference) on random images, after one step to warm up."
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("--model", default="vit_tiny_patch16_224", help="architecture")
+    add("--weights", help="safetensors file with timm or torchvision names (default: random)")
+    add("--method", default="wsi", choices=METHODS)
+    add("--targets", default="all", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
+    add("--rank", type=int, help="of the factored layers (default: a quarter of the width)")
+    add("--batch-size", type=int, default=32)
+    add("--micro-batch", type=int, help="samples in flight at once")
+    add("--recompute", action="store_true", help="keep block inputs alone and run each block again in backward")
+    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
+    add("--steps", type=int, default=3)
+    add("--inference", action="store_true", help="forward passes instead of training steps")
+    add("--threads", type=int, help="(default: all cores of this process)")
+
+
+def run(args):
+    if args.threads:
+        wasi.set_num_threads(args.threads)
+    model = wasi.create_model(args.model, num_classes=10, img_size=args.img_size, weights=args.weights)
+    rng, S = np.random.default_rng(0), model.config.img_size
+    images, labels = rng.integers(0, 256, (args.batch_size, 3, S, S), np.uint8), rng.integers(0, 10, args.batch_size)
+    rank = args.rank or model.config.embed_dim // 4
+    apply_method(model, args.method, MethodOptions(targets=tuple(args.targets.split(",")), rank=rank),
+                 [(images, labels)] if args.method.startswith("svd-llm") else None, verbose=False)
+    if args.recompute:
+        model.set_policy(ActivationPolicy(recompute=True))
+    optimizer, arena = None if args.inference else Optimizer(model, clip_norm=1.0), wasi.Arena()
+
+    def step():
+        with arena:
+            if args.inference:
+                model.forward(images)
+            else:
+                accumulate_gradient(model, images, labels, args.micro_batch)
+                optimizer.step(1e-3)
+
+    step()
+    with Profile() as profile:
+        for _ in range(args.steps):
+            step()
+    print(profile)
+    print(f"{profile.seconds / args.steps:.4f} s a step, {args.steps * args.batch_size / profile.seconds:.1f} images/s, "
+          f"activations and scratch at most {mib(arena.stats()['peak_bytes']):.1f} MiB, {wasi.get_num_threads()} threads")
+    return 0
