@@ -24,8 +24,16 @@ if _util.find_spec("wasi._core") is None:
 
 from wasi import linalg, ops  # noqa: E402
 from wasi._core import Arena, get_num_threads, set_num_threads  # noqa: E402
-from wasi.models import create_model, factorize, list_models, load_model, load_weights, save_model  # noqa: E402
+from wasi.models import (  # noqa: E402
+    create_model,
+    factorize,
+    list_models,
+    load_model,
+    load_weights,
+    optimize_for_inference,
+    save_model,
+)
 
 __version__ = "0.1.0"
 __all__ = ["Arena", "create_model", "factorize", "get_num_threads", "linalg", "list_models", "load_model", "load_weights", "ops",
-           "save_model", "set_num_threads"]
+           "optimize_for_inference", "save_model", "set_num_threads"]

@@ -1,0 +1,116 @@
+"""Chooses, by measurement on this machine, which layers to multiply out for inference."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from wasi.layers import Linear, Module
+from wasi.layers.linear import LinearBase
+
+# A layer is merged where that is faster by more than this; below, its factors are as fast and smaller.
+MIN_GAIN = 0.05
+
+
+@dataclass(frozen=True)
+class InferenceChoice:
+    """One row of what `optimize_for_inference` measured: layers of one kind and the same sizes."""
+
+    layers: tuple  # names
+    kind: str  # "FactoredLinear 768 x 192 rank 32 + 4 bits"
+    rows: int  # tokens at once
+    seconds: float  # as it is
+    merged_seconds: float  # multiplied out, dense float32
+    merged: bool
+
+
+class _Recorder(Module):
+    """Stands in for a linear and notes how many rows come in."""
+
+    def __init__(self, linear):
+        self.linear = linear
+        self.rows = None
+
+    def forward(self, x, train=False, keep_input=True):
+        self.rows = x.size // x.shape[-1]
+        return self.linear.forward(x)
+
+
+def optimize_for_inference(model, example, rounds=7, verbose=True):
+    """Replaces layers that hold factors, residuals or updates by dense ones where those are faster, in place.
+
+    model: any model of this package. example: what its `forward` takes, of the batch size and shape to come. rounds: timings of each
+    candidate, in alternation; medians are compared. The function that the model computes stays the same but for rounding (a
+    residual's activations are then no longer rounded to 8 bits). Gradients are let go of: the model is not meant to be trained on.
+    Returns the model; what was measured is kept as `model.inference_choices`, a list of InferenceChoice, and printed if verbose.
+
+    >>> import numpy as np, wasi
+    >>> model = wasi.factorize(wasi.create_model("vit_micro_patch4_32"), rank=64, verbose=False)
+    >>> model = optimize_for_inference(model, np.zeros((1, 3, 32, 32), np.uint8), verbose=False)
+    >>> len(model.inference_choices)  # fc1 and fc2
+    2
+    """
+    recorders = {name: _Recorder(layer) for name, layer in model.named_modules()
+                 if isinstance(layer, LinearBase) and hasattr(layer, "merged_weight")}
+    for name, recorder in recorders.items():
+        model.set_module(name, recorder)
+    try:
+        model.forward(example)
+    finally:
+        for name, recorder in recorders.items():
+            model.set_module(name, recorder.linear)
+    for _, p in model.named_parameters():
+        p.grad = p.packed = None
+    groups = {}
+    for name, recorder in recorders.items():
+        if recorder.rows is not None:
+            groups.setdefault((_describe(recorder.linear), recorder.rows), []).append(name)
+    choices = []
+    for (kind, rows), names in groups.items():
+        layer = recorders[names[0]].linear
+        as_it_is, merged = _compare(layer, _merge(layer), rows, rounds)
+        better = merged < (1 - MIN_GAIN) * as_it_is
+        for name in names if better else ():
+            model.set_module(name, _merge(recorders[name].linear))
+        choices.append(InferenceChoice(tuple(names), kind, rows, as_it_is, merged, better))
+    model.inference_choices = choices
+    if verbose:
+        print(choices_table(choices))
+    return model
+
+
+def _describe(layer):
+    parts = [type(layer).__name__, f"{layer.out_features} x {layer.in_features}"]
+    if getattr(layer, "rank", None) is not None:
+        parts.append(f"rank {layer.rank}")
+    frozen = getattr(layer, "residual", None) or getattr(layer, "base", None)
+    if frozen is not None:
+        parts.append(f"+ {frozen.bits} bits")
+    return " ".join(parts)
+
+
+def _merge(layer):
+    return Linear(layer.merged_weight(), layer.bias and layer.bias.data)
+
+
+def _compare(layer, merged, rows, rounds):
+    """Median seconds of both layers on random rows, timed in alternation after a call each to warm up."""
+    x = np.random.default_rng(0).standard_normal((rows, layer.in_features), np.float32)
+    seconds = ([], [])
+    for round_ in range(rounds + 1):
+        for candidate, times in zip((layer, merged), seconds):
+            start = time.perf_counter()
+            candidate.forward(x)
+            if round_:
+                times.append(time.perf_counter() - start)
+    return tuple(statistics.median(times) for times in seconds)
+
+
+def choices_table(choices):
+    """A text table of InferenceChoice rows."""
+    lines = [f"{'layers':>6}  {'kind':<48}{'rows':>7}{'as it is':>12}{'dense':>12}  choice"]
+    for c in choices:
+        lines.append(f"{len(c.layers):>6}  {c.kind:<48}{c.rows:>7}{1e3 * c.seconds:>9.3f} ms{1e3 * c.merged_seconds:>9.3f} ms  "
+                     + ("dense" if c.merged else "as it is"))
+    return "\n".join(lines)
