@@ -31,7 +31,7 @@ def test_compare_runs_resumes_and_draws_again(folder, tmp_path, capfd):  # noqa:
     assert main(["compare", "--plot-only", "--out", str(out)]) == 0
     assert "not finished: dense seed 0" in capfd.readouterr().out
     assert main(command) == 0
-    assert "run 1 of 4: dense, seed 0" in capfd.readouterr().out
+    assert "run 1 of 4: dense, seed 0: " in capfd.readouterr().out
     assert (out / "dense" / "seed-1" / "result.json").stat().st_mtime_ns == kept
     assert np.array_equal(read_steps(out / "dense" / "seed-0" / "steps.csv")["loss"], before)  # the same order and bits
 
@@ -55,6 +55,15 @@ def test_errors_are_one_line_and_status_2(capfd, tmp_path, monkeypatch, options,
     error = capfd.readouterr().err
     assert error.startswith("wasi compare: ") and error.count("\n") == 1 and message in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_ends_the_comparison_with_its_status(folder, tmp_path, capfd):  # noqa: F811
+    command = ["compare", "--methods", "dense,wsi:rank=999", "--data", str(folder), "--out", str(tmp_path / "runs"), *OPTIONS]
+    assert main(command) == 2
+    out, error = capfd.readouterr()
+    assert "wasi train: rank: expected 1 to 128 for blocks.0.mlp.fc1 (512 x 128), got 999" in error
+    assert "run 2 of 2: wsi:rank=999, seed 0: stopped" in out
+    assert (tmp_path / "runs" / "dense" / "seed-0" / "result.json").exists()
 
 
 def test_a_bad_value_of_a_methods_own_option_is_refused_before_anything_runs(capfd, tmp_path):

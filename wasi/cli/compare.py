@@ -46,12 +46,15 @@ def run(args):
     for number, (method, seed, folder, words) in enumerate(planned, 1):
         if read_result(folder) is not None:
             continue
-        print(f"run {number} of {len(planned)}: {method}, seed {seed}", flush=True)
+        label = f"run {number} of {len(planned)}: {method}, seed {seed}"
         if (folder / "config.json").exists():
             shutil.rmtree(folder)  # began and did not end
-        status = options.run_in_child(words)
-        if status:
-            return status
+        status = options.run_in_child(words, silent=True)
+        result = read_result(folder)
+        if status or result is None:
+            print(f"{label}: stopped; the same command goes on from here")
+            return status or 1
+        print(f"{label}: {100 * result['val_accuracy']:.1f} %, {result['seconds_per_step']:.3f} s a step", flush=True)
     return report(out)
 
 

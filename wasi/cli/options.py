@@ -82,10 +82,13 @@ def words_of(args, **changes):
     return words
 
 
-def run_in_child(words):
-    """Runs the command of these words in a process of its own; returns its exit status, 130 where Ctrl-C came meanwhile."""
+def run_in_child(words, silent=False):
+    """Runs the command of these words in a process of its own; returns its exit status, 130 where Ctrl-C came meanwhile.
+
+    silent: what it prints is dropped; errors and progress, on stderr, are not.
+    """
     # -P: started in a checkout, the child too must import the installed package, not the sources.
-    child = subprocess.Popen([sys.executable, "-P", "-m", "wasi", *words])
+    child = subprocess.Popen([sys.executable, "-P", "-m", "wasi", *words], stdout=subprocess.DEVNULL if silent else None)
     try:
         return child.wait()
     except KeyboardInterrupt:  # the child got it too: it ends its step and writes its results
