@@ -27,13 +27,17 @@ from wasi._core import Arena, get_num_threads, set_num_threads  # noqa: E402
 from wasi.models import (  # noqa: E402
     create_model,
     factorize,
+    generate,
     list_models,
+    load_llama,
     load_model,
+    load_tokenizer,
     load_weights,
     optimize_for_inference,
     save_model,
 )
 
 __version__ = "0.1.0"
-__all__ = ["Arena", "create_model", "factorize", "get_num_threads", "linalg", "list_models", "load_model", "load_weights", "ops",
-           "optimize_for_inference", "save_model", "set_num_threads"]
+__all__ = ["Arena", "create_model", "factorize", "generate", "get_num_threads", "linalg", "list_models", "load_llama",
+           "load_model", "load_tokenizer", "load_weights", "ops", "optimize_for_inference",
+           "save_model", "set_num_threads"]

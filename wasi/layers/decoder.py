@@ -33,16 +33,20 @@ class Embedding(Module):
 
 
 class RotaryTable:
-    """Cosines and sines (positions, D/2) of the angles n theta^(-2 d / D) of position n."""
+    """Cosines and sines (positions, D/2) of the angles n theta^(-2 d / D) of position n, for as many n as were asked for yet."""
 
-    def __init__(self, n_positions, head_dim, theta):
-        angles = np.arange(n_positions)[:, None] * float(theta) ** (-np.arange(0, head_dim, 2) / head_dim)
-        self.cosines = np.cos(angles).astype(np.float32)
-        self.sines = np.sin(angles).astype(np.float32)
+    def __init__(self, head_dim, theta):
+        self._rates = float(theta) ** (-np.arange(0, head_dim, 2) / head_dim)
+        self._tables = (np.empty((0, len(self._rates)), np.float32),) * 2
 
     def turn(self, x, start=0, back=False):
         """Turns x (B, N, H, D) in place; the first token has position `start`."""
-        return ops.rope(x, self.cosines, self.sines, start, back)
+        cosines, sines = self._tables
+        end = start + x.shape[1]
+        if end > len(cosines):
+            angles = np.arange(max(end, 2 * len(cosines)))[:, None] * self._rates
+            self._tables = cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        return ops.rope(x, cosines, sines, start, back)
 
 
 class KeyValueCache:

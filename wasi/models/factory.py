@@ -6,13 +6,14 @@ import numpy as np
 
 from wasi.layers import FactoredLinear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
+from wasi.models.llama import LLAMA_CONFIGS, Llama, LlamaConfig, create_llama
 from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
 from wasi.models.weights import FORMAT_VERSION, TensorFile, WeightsError, load_weights
 
 
 def list_models():
     """The names that `create_model` knows."""
-    return sorted(CONFIGS)
+    return sorted([*CONFIGS, *LLAMA_CONFIGS])
 
 
 def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **overrides):
@@ -20,12 +21,17 @@ def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **
 
     Parameters: name, one of `list_models()`; num_classes, default that of the architecture; img_size in pixels a side, default
     the architecture's; weights, a safetensors file with timm or torchvision names, or None for random weights drawn by `seed`;
-    further keywords replace fields of the configuration (embed_dim, depth, ...).
+    further keywords replace fields of the configuration (embed_dim, depth, ...). A decoder has random weights here, and is a
+    language model unless num_classes is given; `load_llama` reads published ones.
     Returns the model. Raises ValueError for an unknown name or an impossible size; see `load_weights` for the file's errors.
 
     >>> create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, depth=1).config.grid
     2
     """
+    if name in LLAMA_CONFIGS:
+        if img_size is not None or weights is not None:
+            raise ValueError(f"img_size, weights: expected None for {name}, which takes text; load_llama reads its weights")
+        return create_llama(name, num_classes, seed, **overrides)
     if name not in CONFIGS:
         raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
     model = create_vit(name, num_classes, img_size, seed, **overrides)
@@ -48,7 +54,13 @@ def load_model(path):
         raise WeightsError(f"weights: {file.path.name} has format version {header['format_version']}; "
                            f"this package reads up to {FORMAT_VERSION}")
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
-    model = VisionTransformer(ViTConfig(**config), seed=None)
+    if header["architecture"] == "vit":
+        model = VisionTransformer(ViTConfig(**config), seed=None)
+    elif header["architecture"] == "llama":
+        model = Llama(LlamaConfig(**config), lambda name, shape: np.zeros(shape, np.float32))
+    else:
+        raise WeightsError(f"weights: {file.path.name} holds an architecture that this package does not know: "
+                           f"{header['architecture']!r}")
     _restore_layers(model, file, header["layers"])
     load_weights(model, file)
     return model, header["extra"]

@@ -103,7 +103,7 @@ class Llama(Module):
         def norm(name):
             return RMSNorm(take(f"{name}.weight"), config.norm_eps)
 
-        rotary = RotaryTable(config.max_length, config.head_dim, config.rope_theta)
+        rotary = RotaryTable(config.head_dim, config.rope_theta)
         self.config = config
         self.embed = Embedding(take("embed.weight"))
         self.blocks = [block(f"blocks.{i}") for i in range(config.depth)]
@@ -118,10 +118,16 @@ class Llama(Module):
             block.policy = policy
 
     def train_last(self, n_blocks):
-        """Freezes the token table (and a tied head) and all blocks but the last n. Raises ValueError for n outside 0 to depth."""
+        """Freezes all but the last n blocks, the last norm, and a classifier's head.
+
+        Raises ValueError for n outside 0 to depth.
+        """
         if not 0 <= n_blocks <= len(self.blocks):
             raise ValueError(f"last_layers: expected 0 to {len(self.blocks)}, got {n_blocks}")
-        for part in (self.embed, *self.blocks[: len(self.blocks) - n_blocks]):
+        frozen = [self.embed, *self.blocks[: len(self.blocks) - n_blocks]]
+        if self.head is not None and self.config.num_classes is None:
+            frozen.append(self.head)
+        for part in frozen:
             for _, p in part.named_parameters():
                 p.trainable = False
 

@@ -97,6 +97,8 @@ class VisionTransformer(Module):
     seed: of the random weights; None leaves them at zero, to be filled in.
     """
 
+    architecture = "vit"
+
     def __init__(self, config, seed=0):
         C, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
 

@@ -71,6 +71,8 @@ class TensorFile:
     Raises FileNotFoundError, or WeightsError where the file is truncated or not safetensors.
     """
 
+    READABLE = ("F32", "F16", "BF16", "F64")
+
     def __init__(self, path):
         self.path = Path(path)
         if not self.path.is_file():
@@ -79,12 +81,31 @@ class TensorFile:
             self._file = safe_open(self.path, framework="numpy")
             self.names = list(self._file.keys())
             self.metadata = self._file.metadata() or {}
+            self._header = None
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(f"weights: expected a safetensors file, but {self.path.name} is truncated or not one "
                                f"({error})") from error
 
     def shape(self, name):
         return tuple(self._file.get_slice(name).get_shape())
+
+    def dtype(self, name):
+        return self._file.get_slice(name).get_dtype()
+
+    def mapped(self, name):
+        """A float32, bfloat16 (as uint16 bits) or uint16 tensor as a read-only array on the file itself, which takes no memory.
+
+        Only a tensor that does not lie at a multiple of its number's size is copied.
+        """
+        if self._header is None:  # the library has checked offsets and sizes when it opened the file
+            self._bytes = np.memmap(self.path, np.uint8, "r")
+            n = int.from_bytes(self._bytes[:8].tobytes(), "little")
+            self._header, self._start = json.loads(self._bytes[8 : 8 + n].tobytes()), 8 + n
+        about = self._header[name]
+        begin, end = (self._start + offset for offset in about["data_offsets"])
+        kind = {"F32": np.float32, "BF16": np.uint16, "U16": np.uint16}[about["dtype"]]
+        raw = self._bytes[begin:end] if begin % np.dtype(kind).itemsize == 0 else self._bytes[begin:end].copy()
+        return raw.view(np.ndarray).view(kind).reshape(about["shape"])
 
     def read_quantized(self, prefix, group):
         """The `ops.QuantizedMatrix` whose arrays lie under `prefix`. Raises WeightsError where they do not fit together."""
@@ -99,10 +120,13 @@ class TensorFile:
 
     def read(self, name):
         """The tensor as a float32 array. Raises WeightsError for other than floating types and for NaN or Inf."""
-        dtype = self._file.get_slice(name).get_dtype()
-        if dtype not in ("F32", "F16", "F64"):
-            raise WeightsError(f"weights: tensor {name!r} of {self.path.name}: expected F32, F16 or F64, got {dtype}")
-        array = np.ascontiguousarray(self._file.get_tensor(name), np.float32)
+        dtype = self.dtype(name)
+        if dtype not in self.READABLE:
+            raise WeightsError(f"weights: tensor {name!r} of {self.path.name}: expected {', '.join(self.READABLE)}, got {dtype}")
+        if dtype == "BF16":
+            array = (self.mapped(name).astype(np.uint32) << 16).view(np.float32)
+        else:
+            array = np.ascontiguousarray(self._file.get_tensor(name), np.float32)
         if not ops.all_finite(array):
             raise WeightsError(f"weights: tensor {name!r} of {self.path.name} holds NaN or Inf")
         return array
@@ -202,8 +226,8 @@ def save_model(model, path, extra=None):
             layers.setdefault(name, {})["lora_on_factors"] = True
         elif isinstance(module, FactoredLinear) and module.plain:
             layers.setdefault(name, {})["plain"] = True
-    metadata = {"wasi": json.dumps({"format_version": FORMAT_VERSION, "architecture": "vit", "config": asdict(model.config),
-                                    "layers": layers, "extra": extra or {}})}
+    metadata = {"wasi": json.dumps({"format_version": FORMAT_VERSION, "architecture": model.architecture,
+                                    "config": asdict(model.config), "layers": layers, "extra": extra or {}})}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     try:

@@ -1,0 +1,60 @@
+"""`wasi generate`: continues a text by a decoder."""
+
+import sys
+from pathlib import Path
+
+import wasi
+from wasi.models import generate, load_llama, load_model, load_tokenizer
+from wasi.models.weights import TensorFile
+
+DESCRIPTION = "Continues a text by a decoder of the Llama architecture, from a cache of keys and values."
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("--weights", required=True, help="folder with config.json and safetensors, a safetensors file of wasi's own, or a "
+                                         "llama2.c checkpoint (.bin)")
+    add("--tokenizer", help="tokenizer.json or llama2.c's tokenizer file (default: tokenizer.json beside the weights)")
+    add("--prompt", default="Once upon a time")
+    add("--tokens", type=int, default=100, help="new tokens at most")
+    add("--temperature", type=float, default=0.0, help="0: the most probable token each time")
+    add("--top-p", type=float, default=1.0, help="sample only among the fewest tokens that together are so probable")
+    add("--seed", type=int, default=0, help="of the sampling")
+    add("--threads", type=int, help="(default: all cores of this process)")
+
+
+def run(args):
+    if args.threads:
+        wasi.set_num_threads(args.threads)
+    weights = Path(args.weights)
+    model = open_decoder(weights)
+    tokenizer = load_tokenizer(args.tokenizer or (weights if weights.is_dir() else weights.parent / "tokenizer.json"))
+    ids = tokenizer.encode(args.prompt)
+    written = ""
+
+    def show(text, end=False):
+        nonlocal written
+        if end or not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else bytes of a character are still to come
+            sys.stdout.write(text[len(written) :])
+            sys.stdout.flush()
+            written = text
+
+    def on_token(token):
+        ids.append(token)
+        show(tokenizer.decode(ids))
+
+    show(tokenizer.decode(ids))
+    generate(model, list(ids), args.tokens, args.temperature, args.top_p, args.seed, {tokenizer.bos, tokenizer.eos}, on_token)
+    show(tokenizer.decode(ids), end=True)
+    print()
+    return 0
+
+
+def open_decoder(weights):
+    """The decoder of a file or folder: wasi's own by its metadata, else published weights."""
+    if weights.is_file() and weights.suffix != ".bin" and "wasi" in TensorFile(weights).metadata:
+        model, _ = load_model(weights)
+        if model.architecture != "llama":
+            raise ValueError(f"--weights: expected a decoder, got a model of architecture {model.architecture!r}")
+        return model
+    return load_llama(weights)

@@ -1,0 +1,209 @@
+"""Reads decoders: safetensors with Hugging Face's names beside a config.json, llama2.c's files, and wasi's own."""
+
+import json
+import math
+import re
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from wasi.models.llama import Llama, LlamaConfig, random_arrays
+from wasi.models.weights import TensorFile, WeightsError
+
+_HEADER = "dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len"
+
+# Our names, as patterns, and Hugging Face's.
+_HUGGING_FACE = [
+    (r"embed\.weight", "model.embed_tokens.weight"),
+    (r"blocks\.(\d+)\.norm1\.weight", r"model.layers.\1.input_layernorm.weight"),
+    (r"blocks\.(\d+)\.norm2\.weight", r"model.layers.\1.post_attention_layernorm.weight"),
+    (r"blocks\.(\d+)\.attn\.([qkvo]_proj\.weight)", r"model.layers.\1.self_attn.\2"),
+    (r"blocks\.(\d+)\.mlp\.(\w+_proj\.weight)", r"model.layers.\1.mlp.\2"),
+    (r"norm\.weight", "model.norm.weight"),
+]
+
+
+def hugging_face_name(name, classifier=False):
+    """The name that Hugging Face's Llama gives one of our parameters."""
+    if name == "head.weight":
+        return "score.weight" if classifier else "lm_head.weight"
+    for pattern, replacement in _HUGGING_FACE:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    raise KeyError(name)
+
+
+def load_llama(path, num_classes=None, last_layers=None, seed=0):
+    """A decoder from a file or folder of published weights.
+
+    Parameters: path, a folder with config.json and safetensors by Hugging Face's names (one file, or several with their index),
+    one such safetensors file beside its config.json, or a llama2.c checkpoint (.bin); num_classes, for a classifier instead of a
+    language model, whose head is drawn by `seed` unless the file has one for so many classes; last_layers, how many of the last
+    blocks are trained: what is frozen then (`Llama.train_last`) stays in the file where its type allows, mapped and not copied.
+    Tensors may be float32, float16 or bfloat16.
+
+    Raises WeightsError for another architecture, settings that are not supported, and, all at once, tensors that are missing or
+    of another shape or type, before any memory is taken for them; FileNotFoundError.
+    """
+    path = Path(path)
+    if path.suffix == ".bin" and path.is_file():
+        config, tensors = read_llama2c(path)
+    else:
+        config, tensors = _read_hugging_face(path)
+    if num_classes is not None and num_classes != config.num_classes:
+        config = replace(config, num_classes=num_classes, tied=False)
+        tensors = {name: read for name, read in tensors.items() if name != "head.weight"}
+    new = random_arrays(seed)
+    model = Llama(config, lambda name, shape: tensors[name]() if name in tensors else new(name, shape))
+    if last_layers is not None:
+        model.train_last(last_layers)
+    return model
+
+
+def read_llama2c(path):
+    """(LlamaConfig, {name: function that gives the array}) of a llama2.c checkpoint, version 0: 7 int32, then float32 tensors.
+
+    The sizes of the header must give the size of the file to the byte. Rows of queries and keys come in the order of `ops.rope`.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        header = file.read(28)
+    if len(header) < 28:
+        raise WeightsError(f"weights: {path.name} has {size} bytes, fewer than the header of a llama2.c checkpoint")
+    C, hidden, depth, heads, kv_heads, vocabulary, context = sizes = struct.unpack("<7i", header)
+    tied = vocabulary > 0
+    numbers = f"({_HEADER}) = {sizes}"
+    if min(C, hidden, depth, heads, kv_heads, context) < 1 or vocabulary == 0:
+        raise WeightsError(f"weights: {path.name} is not a llama2.c checkpoint: its header says {numbers}")
+    try:
+        config = LlamaConfig(abs(vocabulary), C, hidden, depth, heads, kv_heads, context, tied=tied)
+    except ValueError as error:
+        raise WeightsError(f"weights: {path.name} is not a llama2.c checkpoint: its header says {numbers} ({error})") from error
+    thin = kv_heads * config.head_dim
+    order = [("embed.weight", (abs(vocabulary), C)), ("norm1.weight", (depth, C)),
+             ("attn.q_proj.weight", (depth, C, C)), ("attn.k_proj.weight", (depth, thin, C)),
+             ("attn.v_proj.weight", (depth, thin, C)), ("attn.o_proj.weight", (depth, C, C)), ("norm2.weight", (depth, C)),
+             ("mlp.gate_proj.weight", (depth, hidden, C)), ("mlp.down_proj.weight", (depth, C, hidden)),
+             ("mlp.up_proj.weight", (depth, hidden, C)), ("norm.weight", (C,)), ("rope", (context, config.head_dim))]
+    order += [] if tied else [("head.weight", (abs(vocabulary), C))]
+    want = 28 + 4 * sum(math.prod(shape) for _, shape in order)
+    if size != want:
+        raise WeightsError(f"weights: {path.name} is truncated or not a llama2.c checkpoint: its header says {numbers}, which "
+                           f"makes {want} bytes, and the file has {size}")
+    numbers = np.memmap(path, "<f4", "r", offset=28)
+    tensors, at = {}, 0
+
+    def reader(name, array):
+        def read():
+            W = array
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                W = W.reshape(-1, config.head_dim // 2, 2, C).swapaxes(1, 2).reshape(W.shape)  # neighbours to halves
+            W = np.array(W, np.float32)
+            if not np.isfinite(W).all():
+                raise WeightsError(f"weights: tensor {name!r} of {path.name} holds NaN or Inf")
+            return W
+        return read
+
+    for name, shape in order:
+        array = numbers[at : at + math.prod(shape)].reshape(shape)
+        at += array.size
+        if len(shape) == 3 or name in ("norm1.weight", "norm2.weight"):
+            tensors |= {f"blocks.{i}.{name}": reader(name, part) for i, part in enumerate(array)}
+        elif name != "rope":
+            tensors[name] = reader(name, array)
+    return config, tensors
+
+
+def read_config(path):
+    """The LlamaConfig of a Hugging Face config.json. Raises WeightsError naming what it cannot take."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: expected config.json beside the safetensors file, got no {str(path)!r}")
+    try:
+        settings = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"weights: {path.name} is not JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise WeightsError(f"weights: {path.name}: expected an object of settings, got {type(settings).__name__}")
+    known = ("LlamaForCausalLM", "LlamaForSequenceClassification")
+    architecture = (settings.get("architectures") or [None])[0] if isinstance(settings.get("architectures"), list) else None
+    if settings.get("model_type") != "llama" or architecture not in (None, *known):
+        raise WeightsError(f"weights: {path.name}: expected the architecture llama ({', '.join(known)}), got model_type "
+                           f"{settings.get('model_type')!r}, architectures {settings.get('architectures')!r}")
+    wrong = []
+
+    def number(key, default=None, kind=int):
+        value = settings.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not 0 < value < 2**31:
+            wrong.append(f"{key}: expected a positive {'whole ' if kind is int else ''}number, got {value!r}")
+            return 1
+        return value
+
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
+        wrong.append(f"rope_scaling: expected none, got {rope!r}")
+        rope = {}
+    for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if settings.get(key, only) != only:
+            wrong.append(f"{key}: expected {only!r}, got {settings[key]!r}")
+    settings.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+    heads = number("num_attention_heads")
+    n_labels = len(settings["id2label"]) if isinstance(settings.get("id2label"), dict) else settings.get("num_labels", 2)
+    shape = {"vocab_size": number("vocab_size"), "embed_dim": number("hidden_size"), "hidden_dim": number("intermediate_size"),
+             "depth": number("num_hidden_layers"), "num_heads": heads,
+             "num_kv_heads": number("num_key_value_heads", heads) if settings.get("num_key_value_heads") is not None else heads,
+             "max_length": number("max_position_embeddings", 2048),
+             "head_dim": number("head_dim") if settings.get("head_dim") is not None else None,
+             "norm_eps": number("rms_norm_eps", 1e-6, float), "rope_theta": number("rope_theta", kind=float)}
+    if wrong:
+        raise WeightsError(f"weights: {path.name}: " + "; ".join(wrong))
+    classifier = architecture == "LlamaForSequenceClassification"
+    try:
+        return LlamaConfig(**shape, tied=bool(settings.get("tie_word_embeddings", False)) and not classifier,
+                           num_classes=n_labels if classifier else None)
+    except ValueError as error:
+        raise WeightsError(f"weights: {path.name}: {error}") from error
+
+
+def _read_hugging_face(path):
+    """As `read_llama2c`, from a folder or a safetensors file."""
+    if path.is_dir():
+        folder, index = path, path / "model.safetensors.index.json"
+        files = _shards(index) if index.is_file() else [folder / "model.safetensors"]
+    else:
+        folder, files = path.parent, [path]
+    opened = [TensorFile(file) for file in files]
+    config = read_config(folder / "config.json")
+    where = {name: file for file in opened for name in file.names}
+    if config.depth > len(where):
+        raise WeightsError(f"weights: config.json says {config.depth} layers, and the file has {len(where)} tensors")
+    wrong, tensors = [], {}
+    for name, shape in config.shapes().items():
+        stored = hugging_face_name(name, config.num_classes is not None)
+        file = where.get(stored)
+        if file is None:
+            wrong.append(f"{stored}: missing")
+        elif file.shape(stored) != shape:
+            wrong.append(f"{stored}: expected shape {shape}, got {file.shape(stored)}")
+        elif file.dtype(stored) not in TensorFile.READABLE:
+            wrong.append(f"{stored}: expected {', '.join(TensorFile.READABLE)}, got {file.dtype(stored)}")
+        else:
+            tensors[name] = lambda file=file, stored=stored: file.read(stored)
+    if wrong:
+        raise WeightsError(f"weights: {path.name} does not fit its config.json: " + "; ".join(wrong))
+    return config, tensors
+
+
+def _shards(index):
+    """The files that an index names, in its own folder."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"weights: {index.name} is not an index of safetensors files ({error})") from error
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise WeightsError(f"weights: {index.name} names files outside its folder: {', '.join(outside)}")
+    return [index.parent / name for name in names]
