@@ -17,7 +17,9 @@ def test_compare_runs_resumes_and_draws_again(folder, tmp_path, capfd):  # noqa:
     command = ["compare", "--methods", "dense,lora:rank=4", "--seeds", "0,1", "--data", str(folder), "--out", str(out), *OPTIONS]
     assert main(command) == 0
     printed = capfd.readouterr().out
-    rows = json.loads((out / "results.json").read_text())
+    results = json.loads((out / "results.json").read_text())
+    assert results["environments"][0]["threads"] >= 1 and results["arguments"]["epochs"] == 2
+    rows = results["methods"]
     assert [(r["method"], r["seeds"]) for r in rows] == [("dense", [0, 1]), ("lora:rank=4", [0, 1])]
     assert rows[1]["trained MiB"]["mean"] < rows[0]["trained MiB"]["mean"]
     assert (out / "comparison.md").read_text() in printed and (out / "comparison.png").read_bytes().startswith(b"\x89PNG")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wasi.cli import build_parser, options
 from wasi.models.methods import METHODS
-from wasi.reports import comparison_table, plot_comparison, summarise_runs
+from wasi.reports import comparison_table, environment_text, environments, plot_comparison, summarise_runs
 from wasi.training.runlog import read_result, write_json
 
 DESCRIPTION = ("Trains by each method with each seed, each run in a process of its own, so that memory is measured apart. A seed "
@@ -42,7 +42,7 @@ def run(args):
     for _, _, folder, words in planned:
         check_settings(folder, words)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "compare.json", {"methods": methods, "seeds": seeds})
+    write_json(out / "compare.json", {"methods": methods, "seeds": seeds, "arguments": vars(args)})
     for number, (method, seed, folder, words) in enumerate(planned, 1):
         if read_result(folder) is not None:
             continue
@@ -125,12 +125,14 @@ def report(out):
                 runs.setdefault(method, {})[seed] = result
     if not runs:
         raise ValueError(f"out: {str(out)!r} has no finished run")
-    rows = summarise_runs(runs)
-    table = comparison_table(rows)
+    rows, machines = summarise_runs(runs), environments(runs)
+    table = comparison_table(rows) + "\n\n" + environment_text(machines)
     (out / "comparison.md").write_text(table + "\n")
-    write_json(out / "results.json", rows)
+    write_json(out / "results.json", {"arguments": plan["arguments"], "environments": machines, "methods": rows})
     plot_comparison(rows, out / "comparison.png")
     print(table)
+    if len(machines) > 1:
+        print("the runs were made in different environments: their times and memory do not compare")
     if missing:
         print(f"not finished: {', '.join(missing)}")
     print(f"written to {out}")

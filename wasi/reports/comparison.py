@@ -68,6 +68,19 @@ def comparison_table(rows):
     return "\n".join(lines)
 
 
+def environments(runs):
+    """The different environments of the runs (as `summarise_runs` takes them): one, or figures of them don't compare."""
+    found = []
+    for by_seed in runs.values():
+        found += [r["environment"] for r in by_seed.values() if r["environment"] not in found]
+    return found
+
+
+def environment_text(found):
+    """A line for each environment."""
+    return "\n".join(f"wasi {e['wasi']}, {e['threads']} threads of {e['cpu']} ({e['isa']}), BLAS {e['blas']}" for e in found)
+
+
 def plot_comparison(rows, path):
     """Draws accuracy against peak memory and against seconds a step into a PNG: means, bars from least to most over the seeds,
     and the Pareto fronts as lines through ringed points."""
