@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from tables import assert_close
 
 from wasi import ops
 from wasi.reference import bf16 as ref
@@ -54,3 +55,28 @@ def test_arguments_that_do_not_fit_are_named():
     frozen.flags.writeable = False
     with pytest.raises(ValueError, match="sum"):
         ops.bf16_add_(frozen, x)
+
+
+@pytest.mark.parametrize("M, O, I", [(1, 1, 1), (7, 13, 5), (0, 3, 4), (3, 1500, 1100), (64, 33, 257)])
+def test_products_with_frozen_weights(rng, n_threads, isa, M, O, I):
+    x, dy = rng.standard_normal((M, I)).astype(np.float32), rng.standard_normal((M, O)).astype(np.float32)
+    W = ref.bf16_round(rng.standard_normal((O, I)).astype(np.float32))
+    wide = ref.bf16_expand(W).astype(np.float64)
+    assert_close(ops.bf16_linear(x, W), x.astype(np.float64) @ wide.T, factor=2)
+    assert_close(ops.bf16_linear_backward(dy, W), dy.astype(np.float64) @ wide, factor=2)
+    W.flags.writeable = False
+    out = np.empty((1, M, O), np.float32)
+    assert ops.bf16_linear(x[None], W, out=out) is out
+
+
+def test_products_refuse_what_does_not_fit():
+    x, W = np.zeros((2, 3), np.float32), np.zeros((4, 3), np.uint16)
+    with pytest.raises(ValueError, match=r"x.shape\[1\]: expected 3 \(W.shape\[1\]\), got 2"):
+        ops.bf16_linear(x[:, :2].copy(), W)
+    with pytest.raises(ValueError, match=r"dy.shape\[1\]: expected 4 \(W.shape\[0\]\), got 3"):
+        ops.bf16_linear_backward(x, W)
+    with pytest.raises(TypeError, match="W: expected a uint16 array"):
+        ops.bf16_linear(x, W.astype(np.float32))
+    square = np.zeros((3, 3), np.float32)
+    with pytest.raises(ValueError, match="out: expected memory of its own"):
+        ops.bf16_linear(square, np.zeros((3, 3), np.uint16), out=square)

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tables import assert_close
 
 import wasi
 from wasi.models import WeightsError, load_llama
@@ -302,3 +303,38 @@ def test_generate_command(shared_data, capsys):
     assert "expected a prompt of 1 to 511 tokens" in capsys.readouterr().err
     assert main(words[:3]) == 2
     assert "tokenizer: expected tokenizer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_frozen_matrices_stay_in_the_file(tmp_path, rng, tied, dtype):
+    from wasi.layers.frozen import Bf16Embedding, Bf16Linear
+
+    _, tensors = hugging_face_tensors(CONFIG)
+    if tied:
+        del tensors["lm_head.weight"]
+    tensors = {n: (a.view(np.uint32) & 0xFFFF0000).view(np.float32) for n, a in tensors.items()}
+    folder_of(tmp_path, {}, tie_word_embeddings=tied)
+    raw = {n: a.tobytes() if dtype == "F32" else (a.view(np.uint32) >> 16).astype("<u2").tobytes() for n, a in tensors.items()}
+    raw_safetensors(tmp_path / "model.safetensors", {n: (dtype, a.shape, raw[n]) for n, a in tensors.items()})
+    model, whole = load_llama(tmp_path, last_layers=1), load_llama(tmp_path)
+    if dtype == "BF16":
+        assert isinstance(model.embed, Bf16Embedding) and isinstance(model.blocks[0].attn.q_proj, Bf16Linear)
+    else:
+        assert not model.embed.weight.data.flags.writeable and not model.blocks[0].mlp.up_proj.weight.data.flags.writeable
+    whole.train_last(1)
+    tokens, targets = rng.integers(0, 19, (2, 3, 8))
+    gradients = []
+    for m in (model, whole):
+        logits = m.forward(tokens, train=True)
+        m.backward(m.loss(logits, targets)[1])
+        gradients.append({n: p.grad for n, p in m.named_parameters() if p.trainable})
+    assert gradients[0].keys() == gradients[1].keys() and any("blocks.1" in n for n in gradients[0])
+    for name, g in gradients[0].items():
+        assert_close(g, gradients[1][name], factor=5)
+    wasi.save_model(model, tmp_path / "own.safetensors")
+    loaded, _ = wasi.load_model(tmp_path / "own.safetensors")
+    assert np.array_equal(loaded.forward(tokens), model.forward(tokens))
+    assert wasi.generate(loaded, [1, 2], 5) == wasi.generate(whole, [1, 2], 5)
+    with pytest.raises(ValueError, match="last_layers: expected 0 to 2, got 3"):
+        load_llama(tmp_path, last_layers=3)

@@ -1,6 +1,7 @@
 #include "bindings/tables.h"
 
 #include "kernels/bf16.h"
+#include "kernels/bf16_linear.h"
 
 /* bfloat16 numbers travel as uint16 arrays of their bits. */
 
@@ -66,9 +67,55 @@ static PyObject *bf16_add_(PyObject *self, PyObject *args, PyObject *kwargs)
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "bf16_add_");
 }
 
+/* x or dy with its rows, W, and the result's array for y (forward) or dx. */
+static PyObject *bf16_product(PyObject *args, PyObject *kwargs, const char *format, const char *where, int forward)
+{
+    static char *forward_names[] = {"x", "W", "out", NULL}, *backward_names[] = {"dy", "W", "out", NULL};
+    PyObject *in_obj, *W_obj, *out_obj = Py_None, *result = NULL;
+    wasi_array in, W, result_array;
+    const char *name = forward ? "x" : "dy";
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, forward ? forward_names : backward_names, &in_obj, &W_obj,
+                                     &out_obj))
+        return NULL;
+    if (!wasi_need_rows(in_obj, name, &in) || !wasi_need_array(W_obj, NPY_UINT16, 2, "W", &W) ||
+        !wasi_need_dim(&in, in.ndim - 1, W.dim[forward], name, forward ? "W.shape[1]" : "W.shape[0]"))
+        return NULL;
+
+    npy_intp dims[WASI_MAX_DIMS];
+    PyArrayObject *out = NULL, *work = NULL;
+    wasi_like_rows(&in, W.dim[!forward], dims);
+    if ((out = wasi_out_array(out_obj, NPY_FLOAT32, in.ndim, dims, "out")) == NULL ||
+        !wasi_need_f32((PyObject *)out, -1, "out", &result_array) || !wasi_need_disjoint(&result_array, "out", &in, name) ||
+        (work = wasi_new_scratch(wasi_bf16_linear_work(W.dim[0], W.dim[1]))) == NULL)
+        goto done;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = (forward ? wasi_bf16_linear_forward : wasi_bf16_linear_backward)(
+        WASI_DATA(out), in.data, W.data, wasi_rows_of(&in), W.dim[0], W.dim[1], WASI_DATA(work), n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? Py_NewRef(out) : wasi_raise(status, where);
+done:
+    Py_XDECREF(out);
+    Py_XDECREF(work);
+    return result;
+}
+
+static PyObject *bf16_linear_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return bf16_product(args, kwargs, "OO|O:bf16_linear_forward", "bf16_linear_forward", 1);
+}
+
+static PyObject *bf16_linear_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return bf16_product(args, kwargs, "OO|O:bf16_linear_backward", "bf16_linear_backward", 0);
+}
+
 PyMethodDef wasi_bf16_methods[] = {
     WASI_METHOD("bf16_round", bf16_round, "bf16_round(x, out=None) -> x's bits as bfloat16"),
     WASI_METHOD("bf16_expand", bf16_expand, "bf16_expand(x, out=None) -> float32"),
     WASI_METHOD("bf16_add_", bf16_add_, "bf16_add_(sum, x)"),
+    WASI_METHOD("bf16_linear_forward", bf16_linear_forward, "bf16_linear_forward(x, W, out=None) -> y"),
+    WASI_METHOD("bf16_linear_backward", bf16_linear_backward, "bf16_linear_backward(dy, W, out=None) -> dx"),
     {NULL},
 };

@@ -19,6 +19,10 @@ class Embedding(Module):
     def __init__(self, weight):
         self.weight = Parameter(weight)
 
+    @property
+    def trainable(self):
+        return self.weight.trainable
+
     def forward(self, tokens, train=False):
         """tokens (B, N) int64 -> (B, N, C)."""
         if train:
@@ -28,8 +32,15 @@ class Embedding(Module):
     def backward(self, dy):
         """dy (B, N, C); tokens have no gradient."""
         (tokens,) = self._take_saved()
-        if self.weight.trainable:
-            ops.embedding_backward(dy, tokens, self.weight.grad_buffer())
+        ops.embedding_backward(dy, tokens, self.weight.grad_buffer())
+
+    def logits(self, y):
+        """The tied head: y (..., C) -> (..., V)."""
+        return ops.linear(y, self.weight.data)
+
+    def logits_backward(self, dlogits, y=None):
+        """The gradient of `logits`' argument; adds to the table's. y: the argument, where the table is trained."""
+        return ops.linear_backward(dlogits, y, self.weight.data, self.weight.grad_buffer())
 
 
 class RotaryTable:

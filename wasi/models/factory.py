@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from wasi.layers import FactoredLinear
+from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.models.llama import LLAMA_CONFIGS, Llama, LlamaConfig, create_llama
 from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
@@ -73,6 +74,11 @@ def _restore_layers(model, file, layers):
     def empty(name):
         return np.zeros(file.shape(name), np.float32)
 
+    for name in (n for n, about in layers.items() if about.get("bf16")):
+        if f"{name}.bits" not in names or file.dtype(f"{name}.bits") != "U16":
+            raise WeightsError(f"weights: {file.path.name} lacks the bfloat16 bits of {name}")
+        kind = Bf16Embedding if name == "embed" else Bf16Linear
+        model.set_module(name, kind(file.mapped(f"{name}.bits")))
     for name in (n for n, about in layers.items() if about.get("lora_on_factors")):
         if not {f"{name}.up.weight", f"{name}.down.weight"} <= names:
             raise WeightsError(f"weights: {file.path.name} lacks a factor of {name}")

@@ -18,6 +18,7 @@ from wasi.layers.decoder import (
     RotaryTable,
 )
 from wasi.layers.flops import Flops, attention_flops
+from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 
 PADDING = -1  # the id that fills up shorter rows of a batch, on the right
 
@@ -70,6 +71,13 @@ class LlamaConfig:
             shapes["head.weight"] = (self.num_classes or self.vocab_size, C)
         return shapes
 
+    def frozen_names(self, n_blocks):
+        """The parameters that training the last n blocks leaves alone: `Llama.train_last`."""
+        if not 0 <= n_blocks <= self.depth:
+            raise ValueError(f"last_layers: expected 0 to {self.depth}, got {n_blocks}")
+        frozen = ["embed.", *(f"blocks.{i}." for i in range(self.depth - n_blocks))] + ["head."] * (self.num_classes is None)
+        return [name for name in self.shapes() if name.startswith(tuple(frozen))]
+
 
 LLAMA_CONFIGS = {
     "llama_micro": LlamaConfig(512, 64, 172, 5, 8, 4, 512, tied=True),  # the shape of llama2.c's stories260K
@@ -80,7 +88,8 @@ LLAMA_CONFIGS = {
 class Llama(Module):
     """A decoder that predicts the next token or, with num_classes, the class of a text from its last token.
 
-    arrays(name, shape): the function that gives each parameter's float32 array.
+    arrays(name, shape): the function that gives each parameter's array: float32, or uint16 bits of bfloat16 for a matrix that is
+    frozen for good (Bf16Linear, Bf16Embedding), which may lie in a mapped file.
     """
 
     architecture = "llama"
@@ -92,7 +101,8 @@ class Llama(Module):
             return arrays(name, shapes[name])
 
         def linear(name):
-            return Linear(take(f"{name}.weight"))
+            weight = take(f"{name}.weight")
+            return Bf16Linear(weight) if weight.dtype == np.uint16 else Linear(weight)
 
         def block(b):
             attention = GroupedQueryAttention(*(linear(f"{b}.attn.{part}_proj") for part in "qkvo"), config.num_heads,
@@ -105,7 +115,9 @@ class Llama(Module):
 
         rotary = RotaryTable(config.head_dim, config.rope_theta)
         self.config = config
-        self.embed = Embedding(take("embed.weight"))
+        self.sample_length = config.max_length  # of the last training batch: what training_flops counts with
+        table = take("embed.weight")
+        self.embed = Bf16Embedding(table) if table.dtype == np.uint16 else Embedding(table)
         self.blocks = [block(f"blocks.{i}") for i in range(config.depth)]
         self.norm = norm("norm")
         self.head = None if config.tied else linear("head")
@@ -122,13 +134,9 @@ class Llama(Module):
 
         Raises ValueError for n outside 0 to depth.
         """
-        if not 0 <= n_blocks <= len(self.blocks):
-            raise ValueError(f"last_layers: expected 0 to {len(self.blocks)}, got {n_blocks}")
-        frozen = [self.embed, *self.blocks[: len(self.blocks) - n_blocks]]
-        if self.head is not None and self.config.num_classes is None:
-            frozen.append(self.head)
-        for part in frozen:
-            for _, p in part.named_parameters():
+        frozen = set(self.config.frozen_names(n_blocks))
+        for name, p in self.named_parameters():
+            if name in frozen:
                 p.trainable = False
 
     def head_parameters(self):
@@ -138,7 +146,7 @@ class Llama(Module):
     @property
     def n_frozen_blocks(self):
         """Blocks from the first on that need no gradient."""
-        if self.embed.weight.trainable:
+        if self.embed.trainable:
             return 0
         trained = (any(p.trainable for _, p in block.named_parameters()) for block in self.blocks)
         return next((i for i, any_trained in enumerate(trained) if any_trained), len(self.blocks))
@@ -150,7 +158,9 @@ class Llama(Module):
         """
         lengths = self._check_tokens(tokens)
         n_frozen = self.n_frozen_blocks if train else 0
-        x = self.embed.forward(np.maximum(tokens, 0), train and self.embed.weight.trainable)
+        if train:
+            self.sample_length = tokens.shape[1]
+        x = self.embed.forward(np.maximum(tokens, 0), train and self.embed.trainable)
         for i, block in enumerate(self.blocks):
             x = block.forward(x, train and i >= n_frozen)
         if self.config.num_classes is not None:
@@ -160,9 +170,7 @@ class Llama(Module):
         elif train:
             self._saved = ()
         y = self.norm.forward(x, train)
-        if self.head is None:
-            return ops.linear(y, self.embed.weight.data)
-        return self.head.forward(y, train, keep_input=False)
+        return self.embed.logits(y) if self.head is None else self.head.forward(y, train, keep_input=False)
 
     def backward(self, dlogits, after=None):
         """dlogits, of the logits' shape; adds to every trainable parameter's gradient.
@@ -172,8 +180,7 @@ class Llama(Module):
         after = after or (lambda part: None)
         saved = self._take_saved()
         if self.head is None:
-            y = self.norm.output_again() if self.embed.weight.trainable else None
-            d = ops.linear_backward(dlogits, y, self.embed.weight.data, self.embed.weight.grad_buffer())
+            d = self.embed.logits_backward(dlogits, self.norm.output_again() if self.embed.trainable else None)
         else:
             d = self.head.backward(dlogits, self.norm.output_again() if self.head.needs_input else None)
             after(self.head)
@@ -186,7 +193,7 @@ class Llama(Module):
         for block in reversed(self.blocks[self.n_frozen_blocks :]):
             d = block.backward(d)
             after(block)
-        if self.embed.weight.trainable:
+        if self.embed.trainable:
             self.embed.backward(d)
             after(self.embed)
 
@@ -212,23 +219,23 @@ class Llama(Module):
         for block, cache in zip(self.blocks, caches):
             x = block.extend(x, cache)
         y = self.norm.forward(np.ascontiguousarray(x[:, -1]))
-        return ops.linear(y, self.embed.weight.data) if self.head is None else self.head.forward(y)
+        return self.embed.logits(y) if self.head is None else self.head.forward(y)
 
     def training_flops(self, batch_size, rule="sgd", micro_batch=None):
-        """The Flops of one training step on samples of max_length tokens, as of `VisionTransformer.training_flops`."""
+        """The Flops of one training step on samples of `sample_length` tokens, as of `VisionTransformer.training_flops`."""
         n, rest = divmod(batch_size, micro_batch or batch_size)
         parts = [self._pass_flops(micro_batch or batch_size, rule)] * n + ([self._pass_flops(rest, rule)] if rest else [])
         return Flops(sum(p.forward for p in parts), sum(p.backward for p in parts), parts[0].update)
 
     def _pass_flops(self, B, rule):
         c = self.config
-        N, C, wide = c.max_length, c.embed_dim, c.num_heads * c.head_dim
+        N, C, wide = self.sample_length, c.embed_dim, c.num_heads * c.head_dim
         full = attention_flops(B, N, wide)
         attention = Flops(full.forward // 2, full.backward // 2)  # causal: half the scores
         head = (B, C) if c.num_classes is not None else (B, N, C)
         if self.head is None:
             product = 2 * B * N * C * c.vocab_size
-            total = Flops(product, product * (2 if self.embed.weight.trainable else 1))
+            total = Flops(product, product * (2 if self.embed.trainable else 1))
         else:
             total = self.head.flops(head, rule)
         n_frozen = self.n_frozen_blocks

@@ -41,8 +41,8 @@ def load_llama(path, num_classes=None, last_layers=None, seed=0):
     Parameters: path, a folder with config.json and safetensors by Hugging Face's names (one file, or several with their index),
     one such safetensors file beside its config.json, or a llama2.c checkpoint (.bin); num_classes, for a classifier instead of a
     language model, whose head is drawn by `seed` unless the file has one for so many classes; last_layers, how many of the last
-    blocks are trained: what is frozen then (`Llama.train_last`) stays in the file where its type allows, mapped and not copied.
-    Tensors may be float32, float16 or bfloat16.
+    blocks are trained: matrices that are frozen then (`Llama.train_last`) stay in the safetensors file where they are float32 or
+    bfloat16, mapped, not copied and not searched for NaN. Tensors may be float32, float16 or bfloat16.
 
     Raises WeightsError for another architecture, settings that are not supported, and, all at once, tensors that are missing or
     of another shape or type, before any memory is taken for them; FileNotFoundError.
@@ -56,14 +56,15 @@ def load_llama(path, num_classes=None, last_layers=None, seed=0):
         config = replace(config, num_classes=num_classes, tied=False)
         tensors = {name: read for name, read in tensors.items() if name != "head.weight"}
     new = random_arrays(seed)
-    model = Llama(config, lambda name, shape: tensors[name]() if name in tensors else new(name, shape))
+    frozen = () if last_layers is None else config.frozen_names(last_layers)
+    model = Llama(config, lambda name, shape: tensors[name](name in frozen) if name in tensors else new(name, shape))
     if last_layers is not None:
         model.train_last(last_layers)
     return model
 
 
 def read_llama2c(path):
-    """(LlamaConfig, {name: function that gives the array}) of a llama2.c checkpoint, version 0: 7 int32, then float32 tensors.
+    """(LlamaConfig, {name: function(frozen) that gives the array}) of a llama2.c checkpoint: 7 int32, then float32 tensors.
 
     The sizes of the header must give the size of the file to the byte. Rows of queries and keys come in the order of `ops.rope`.
     """
@@ -97,7 +98,7 @@ def read_llama2c(path):
     tensors, at = {}, 0
 
     def reader(name, array):
-        def read():
+        def read(frozen=False):
             W = array
             if name.endswith(("q_proj.weight", "k_proj.weight")):
                 W = W.reshape(-1, config.head_dim // 2, 2, C).swapaxes(1, 2).reshape(W.shape)  # neighbours to halves
@@ -191,7 +192,9 @@ def _read_hugging_face(path):
         elif file.dtype(stored) not in TensorFile.READABLE:
             wrong.append(f"{stored}: expected {', '.join(TensorFile.READABLE)}, got {file.dtype(stored)}")
         else:
-            tensors[name] = lambda file=file, stored=stored: file.read(stored)
+            mappable = len(shape) == 2 and file.dtype(stored) in ("F32", "BF16")
+            tensors[name] = lambda frozen=False, file=file, stored=stored, mappable=mappable: (
+                file.mapped(stored) if frozen and mappable else file.read(stored))
     if wrong:
         raise WeightsError(f"weights: {path.name} does not fit its config.json: " + "; ".join(wrong))
     return config, tensors

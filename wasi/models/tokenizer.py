@@ -86,6 +86,23 @@ class Llama2cTokenizer:
         return (text[1:] if len(ids) and ids[0] == self.bos and text.startswith(b" ") else text).decode(errors="replace")
 
 
+class ByteTokenizer:
+    """UTF-8 bytes as ids 3 to 258, after the control tokens: for models that start from random weights."""
+
+    bos, eos = 1, 2
+
+    def __len__(self):
+        return 259
+
+    def encode(self, text, bos=True):
+        """The ids of a text, after the mark of the beginning unless bos is False."""
+        return ([self.bos] if bos else []) + [byte + 3 for byte in text.encode()]
+
+    def decode(self, ids):
+        """The text of ids; control tokens have none, damaged UTF-8 becomes U+FFFD."""
+        return bytes(i - 3 for i in ids if i >= 3).decode(errors="replace")
+
+
 class JsonTokenizer:
     """A Hugging Face tokenizer.json. The marks of beginning and end are found by the names that Llama models give them."""
 

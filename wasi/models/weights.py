@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from wasi import ops
+from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.linear import FactoredLinear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 
@@ -220,6 +221,9 @@ def save_model(model, path, extra=None):
             tensors |= {f"{name}.quantized.{part}": getattr(quantized, part) for part in ("codes", "s", "r", "c")
                         if getattr(quantized, part) is not None}
             layers.setdefault(name, {})["group"] = quantized.group
+        if isinstance(module, (Bf16Embedding, Bf16Linear)):
+            tensors[f"{name}.bits"] = module.bits
+            layers[name] = {"bf16": True}
         if isinstance(module, LoraLinear):
             layers.setdefault(name, {})["scale"] = module.scale
         elif isinstance(module, LoraFactoredLinear):

@@ -12,7 +12,7 @@ from wasi.ops.activation import (
     swiglu_backward,
 )
 from wasi.ops.attention import attention, attention_backward, attention_gqa, attention_gqa_backward
-from wasi.ops.bf16 import bf16_add_, bf16_expand, bf16_round
+from wasi.ops.bf16 import bf16_add_, bf16_expand, bf16_linear, bf16_linear_backward, bf16_round
 from wasi.ops.decoder import embedding, embedding_backward, rope
 from wasi.ops.embed import assemble_tokens, assemble_tokens_backward, extract_patches, fold_patches
 from wasi.ops.knapsack import Selection, knapsack
@@ -60,6 +60,8 @@ __all__ = [
     "axpy_",
     "bf16_add_",
     "bf16_expand",
+    "bf16_linear",
+    "bf16_linear_backward",
     "bf16_round",
     "bias_gelu",
     "cross_entropy",

@@ -21,3 +21,17 @@ def bf16_expand(x, out=None):
 def bf16_add_(sum, x):
     """sum += x, in place: sum holds bfloat16 bits, x is float32 of the same shape; one rounding."""
     _core.bf16_add_(sum, x)
+
+
+def bf16_linear(x, W, out=None):
+    """y = x W' with W (O, I) as bfloat16 bits, which may lie in a mapped file: no float32 copy of it is made.
+
+    x (..., I) float32 -> y (..., O) float32, which is `out` where that is given. The sums are those of float32 products.
+    Raises TypeError or ValueError naming the argument that does not fit.
+    """
+    return _core.bf16_linear_forward(x, W, out)
+
+
+def bf16_linear_backward(dy, W, out=None):
+    """Gradient of `bf16_linear`: dx = dy W (..., I). W is frozen: no dW."""
+    return _core.bf16_linear_backward(dy, W, out)
