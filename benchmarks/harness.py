@@ -267,7 +267,7 @@ def environment():
 
 
 def context(threads):
-    return {"machine": machine(), "threads": threads or cpu_count(), "versions": versions(), "commit": commit(),
+    return {"machine": machine(), "load": os.getloadavg()[0], "threads": threads or cpu_count(), "versions": versions(), "commit": commit(),
             "environment": environment(), "command": command()}
 
 
@@ -292,10 +292,13 @@ def write_results(name, title, records, columns, folder=RESULTS):
     """Writes NAME.json (the records) and NAME.md (their table, and where they come from) to benchmarks/results/."""
     where = records[0]
     settings = "".join(f"{name}={value} " for name, value in where["environment"].items())
+    loads = [r["load"] for r in records if "load" in r]
+    load = f"{min(loads):.1f} to {max(loads):.1f}" if loads else "unknown"
     loaded = ", ".join(f"{library} {version}" for library, version in where["versions"].items())
     text = (f"# {title}\n\n{markdown_table(records, columns)}\n"
             f"{where['machine']['cpu']}, {where['machine']['cores']} cores, {mib(where['machine']['memory_bytes'])} MiB; "
-            f"{where['threads']} threads; {loaded}; commit {where['commit']}.\n\n    {settings}{where['command']}\n")
+            f"{where['threads']} threads; {loaded}; commit {where['commit']}; load average {load}.\n\n"
+            f"    {settings}{where['command']}\n")
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / f"{name}.json").write_text(json.dumps(records, indent=1) + "\n")
     (Path(folder) / f"{name}.md").write_text(text)
