@@ -267,8 +267,8 @@ def environment():
 
 
 def context(threads):
-    return {"machine": machine(), "load": os.getloadavg()[0], "threads": threads or cpu_count(), "versions": versions(), "commit": commit(),
-            "environment": environment(), "command": command()}
+    return {"machine": machine(), "load": os.getloadavg()[0], "threads": threads or cpu_count(),
+            "versions": versions(), "commit": commit(), "environment": environment(), "command": command()}
 
 
 # Tables

@@ -2,7 +2,9 @@
 
 Every method runs with its defaults (10 oversamples where it takes any). Times are taken in alternation in one process,
 "time / wasi" is the median of the ratios within a round; svds is timed once. The peak memory beside A comes from a
-fresh process for each method, after one unmeasured call.
+fresh process for each method, after one unmeasured call. The noise, whose exact values take minutes, is left out for the
+two large matrices. On a machine that does other work `--threads 1` is the fairer comparison: libraries whose threads wait
+for each other at every step lose most when one of them is interrupted.
 
 "error" is |A - U S V'|_F over that of the best approximation, minus 1; below 1e-6 it is rounding. wasi's is held against
 those of scikit-learn, PyTorch and fbpca, which stop early as it does, and is to be smaller, or rounding where theirs is.
@@ -27,6 +29,7 @@ import wasi
 from wasi import linalg
 
 CASES = [(768, 3072, 64), (768, 3072, 256), (3072, 768, 64), (3072, 768, 256), (4096, 4096, 128), (100_000, 512, 64)]
+LARGE = 10_000_000
 SPECTRA = ("decaying", "stepped", "flat", "noise")
 
 
@@ -52,12 +55,18 @@ def methods(A, rank):
         U, S, V = torch.svd_lowrank(tensor, q=rank + 10)
         return U[:, :rank].numpy(), S[:rank].numpy(), V[:, :rank].T.numpy()
 
+    def svds():
+        try:
+            return scipy.sparse.linalg.svds(A, rank)
+        except scipy.sparse.linalg.ArpackError:  # in float32 it gives up on some spectra with many equal values
+            return None
+
     return {
         "wasi": lambda: linalg.randomized_svd(A, rank),
         "scikit-learn": lambda: sklearn.utils.extmath.randomized_svd(A, rank, random_state=0),
         "torch.svd_lowrank": torch_lowrank,
         "fbpca": lambda: fbpca.pca(A, rank, raw=True),
-        "scipy svds": lambda: scipy.sparse.linalg.svds(A, rank),
+        "scipy svds": svds,
     }
 
 
@@ -78,17 +87,18 @@ def measure(m, n, rank, kind, args):
     A, S_true = matrix(m, n, rank, kind)
     candidates = methods(A, rank)
     slow = {name: candidates.pop(name) for name in args.slow}
-    record = interleave(candidates, rounds=args.rounds if m * n < 1e7 else args.rounds_large)
+    record = interleave(candidates, rounds=args.rounds if m * n < LARGE else args.rounds_large)
     times = dict(record["seconds"])
     for name, function in slow.items():
         seconds, _ = timed(function)
         times[name] = {"median": seconds, "low": seconds, "high": seconds}
     rows = []
     for name, function in {**candidates, **slow}.items():
+        result = function()
         ratio = record["ratios"].get(f"wasi / {name}")
         row = {"m": m, "n": n, "rank": rank, "spectrum": kind, "method": name, "seconds": times[name]["median"],
                "speedup": 1 / ratio["median"] if ratio else times[name]["median"] / times["wasi"]["median"],
-               "error": error(A, S_true, *function()), "extra_bytes": None}
+               "error": error(A, S_true, *result) if result else None, "extra_bytes": None}
         if kind == args.memory:
             memory = run_isolated(peak, {"m": m, "n": n, "rank": rank, "kind": kind, "method": name}, steps=1, warmup=0,
                                   threads=args.threads)
@@ -114,6 +124,8 @@ def main():
     records = []
     for case in args.cases:
         for kind in args.spectra:
+            if kind == "noise" and CASES[case][0] * CASES[case][1] > LARGE:
+                continue
             records += measure(*CASES[case], kind, args)
             write_results(args.out, "Randomised SVD", records, {
                 "matrix": lambda r: f"{r['m']} x {r['n']}",
@@ -122,7 +134,7 @@ def main():
                 "method": lambda r: r["method"],
                 "ms": lambda r: f"{1e3 * r['seconds']:.1f}",
                 "time / wasi": lambda r: f"{r['speedup']:.2f}",
-                "error": lambda r: f"{r['error']:.1e}",
+                "error": lambda r: "not converged" if r["error"] is None else f"{r['error']:.1e}",
                 "extra MiB": lambda r: "" if r["extra_bytes"] is None else f"{r['extra_bytes'] / 2**20:.1f}",
             })
 
