@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tables import assert_close, relative_error
 
 import wasi
-from wasi import linalg
+from wasi import _core, linalg
 from wasi.reference import tucker as ref
 
 DTYPES = [np.float32, np.float64]
@@ -18,7 +18,8 @@ CASES = [
     ((8, 5, 6, 12), (2, 3, 6, 4)),
     ((3, 4, 5, 4, 6), (2, 2, 3, 4, 2)),
     ((33, 17), (4, 17)),
-    ((70, 3, 900), (60, 2, 20)),
+    ((40, 3, 130), (33, 2, 20)),
+    ((3, 20, 333), (2, 17, 5)),
 ]
 
 
@@ -63,6 +64,24 @@ def test_mode_dot(rng, n_threads, dtype, shape, ranks):
         assert_close(linalg.mode_dot(A, np.ascontiguousarray(M.T), n - len(shape), transpose=True), want, 2)
         out = np.empty(want.shape, dtype)
         assert linalg.mode_dot(A, M, n, out=out) is out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [256, 301, 1400])  # whole vectors, a rest, several pieces
+def test_few_columns(rng, isa, n_threads, dtype, length):
+    """Products with few columns have loops of their own, with tiles of each height."""
+    for K in (1, 2, 3, 4, 5, 6, 13, 49, 65):
+        A = rng.standard_normal((3, max(K + 1, 9), length)).astype(dtype)
+        U = np.linalg.qr(rng.standard_normal((A.shape[1], K)))[0].astype(dtype)
+        want = ref.mode_dot(A.astype(np.float64), U.T.astype(np.float64), 1)
+        assert_close(linalg.mode_dot(A, U, 1, transpose=True), want, 2)
+        unfolded = ref.unfold(A.astype(np.float64), 1)
+        new = U.copy()
+        _core.asi_step(A, [None, new, None])
+        assert_orthonormal([new])
+        if 2 * K < A.shape[1]:  # above, several iterations on the Gram matrix
+            power = np.linalg.qr(unfolded @ (unfolded.T @ U.astype(np.float64)))[0]
+            assert_close(new @ new.T, power @ power.T, 1e2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

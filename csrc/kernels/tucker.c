@@ -11,6 +11,7 @@
 #include "kernels/linalg_simd.h"
 #include "kernels/orth.h"
 #include "kernels/random_simd.h"
+#include "kernels/skinny_simd.h"
 
 enum {
     PIECE_NUMBERS = 65536, /* a piece of the array that one GEMM works on fits in L2 */
@@ -18,6 +19,8 @@ enum {
     PASS_COST = 16,      /* reading a number of the array costs as much as so many FLOPs of a GEMM */
     GRAM_MAX = 512,      /* widest mode whose Gram matrix is iterated on */
     GRAM_ITERATIONS = 3, /* and how often */
+    SKINNY_MAX = 64,     /* columns up to which our own loops beat packing the array for BLAS ... */
+    SKINNY_LENGTH = 256, /* ... and the length from which on */
 };
 
 /* An array of the given dimensions seen from one mode: `count` matrices of d x length, or one of length x d where the
@@ -59,6 +62,13 @@ static piece piece_of(const mode_view *v, wasi_int number)
     p.ld = v->last ? v->d : v->length;
     p.offset = v->last ? p.at * v->d : p.index * v->d * v->length + p.at;
     return p;
+}
+
+/* Whether products with K columns go through skinny_simd.h; it needs registers that hold a tile. */
+static bool is_skinny(const mode_view *v, wasi_int K)
+{
+    return !v->last && K <= SKINNY_MAX && v->length >= SKINNY_LENGTH &&
+           (wasi_isa == WASI_ISA_LEVEL_AVX2 || wasi_isa == WASI_ISA_LEVEL_AVX512);
 }
 
 /* ---- The order of the modes of an ASI step ---- */

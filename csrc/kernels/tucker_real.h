@@ -13,8 +13,9 @@ typedef struct {
     bool trans;   /* mode_dot: M is d x K */
     wasi_int K;   /* mode_dot: the new dimension; power: columns of M */
     real alpha;   /* scale of A in power and gram */
-    real *sum, *V;
+    real *sum, *V, *lanes;
     double *sum64, *wide;
+    bool skinny;
 } T(pass);
 
 static wasi_status T(dot_part)(void *ctx, wasi_int begin, wasi_int end, int part)
@@ -24,7 +25,9 @@ static wasi_status T(dot_part)(void *ctx, wasi_int begin, wasi_int end, int part
     for (wasi_int i = begin; i < end; i++) {
         piece p = piece_of(&j->v, i);
         const real *A = j->A + p.offset;
-        if (j->v.last)
+        if (j->skinny)
+            T_PICK(project)(j->out + p.index * K * j->v.length + p.at, p.ld, 1, j->M, A, p.ld, d, K, p.n);
+        else if (j->v.last)
             WASI_TRY(T(gemm1)(false, !j->trans, p.n, K, d, 1, A, d, j->M, ldm, 0, j->out + p.at * K, K));
         else
             WASI_TRY(T(gemm1)(j->trans, false, K, p.n, d, 1, j->M, ldm, A, p.ld, 0,
@@ -37,13 +40,33 @@ wasi_status T(mode_dot)(real *out, const real *A, const real *M, bool trans, int
                         wasi_int J, int n_threads)
 {
     T(pass) job = {.v = view_of(ndim, dim, mode), .A = A, .M = M, .out = out, .trans = trans, .K = J};
+    job.skinny = trans && is_skinny(&job.v, J);
     return wasi_parallel(n_threads, job.v.n_pieces, 1, T(dot_part), &job);
+}
+
+/* power_part where K is small: the sums in progress lie in `lanes`. */
+static void T(skinny_power_part)(const T(pass) *j, wasi_int begin, wasi_int end, int part)
+{
+    wasi_int d = j->v.d, K = j->K, n_lanes = d * K * (wasi_int)(WASI_LANE_BYTES / sizeof(real));
+    real *V = j->V + part * K * j->v.step, *lanes = j->lanes + part * n_lanes;
+    memset(lanes, 0, (size_t)n_lanes * sizeof(real));
+    for (wasi_int i = begin; i < end; i++) {
+        piece p = piece_of(&j->v, i);
+        const real *A = j->A + p.offset;
+        T_PICK(project)(V, p.n, j->alpha, j->M, A, p.ld, d, K, p.n);
+        T_PICK(gather)(lanes, A, p.ld, V, p.n, d, K, p.n);
+    }
+    T_PICK(join_lanes)(j->sum + part * d * K, j->alpha, lanes, d * K);
 }
 
 /* sum (d x K) += A (A' M) over the part's pieces, A' M of a piece staying in V. */
 static wasi_status T(power_part)(void *ctx, wasi_int begin, wasi_int end, int part)
 {
     const T(pass) *j = ctx;
+    if (j->skinny) {
+        T(skinny_power_part)(j, begin, end, part);
+        return WASI_OK;
+    }
     wasi_int d = j->v.d, K = j->K;
     real *sum = j->sum + part * d * K, *V = j->V + part * K * j->v.step;
     memset(sum, 0, (size_t)(d * K) * sizeof(real));
@@ -147,16 +170,16 @@ wasi_status T(mode_svd)(double *S, double *Z, const real *A, int ndim, const was
 
 /* ---- The ASI step ---- */
 
-/* Scratch: [the array after even steps][after odd steps][sums: per thread][V: per thread][Y: d K][orth]. */
+/* Scratch: [the array after even steps][after odd steps][sums, V, lanes: per thread][Y: d K][orth]. */
 typedef struct {
-    real *odd, *even, *sum, *V, *Y;
+    real *odd, *even, *sum, *V, *lanes, *Y;
     void *orth;
 } T(asi_scratch);
 
 static size_t T(cut_asi)(T(asi_scratch) *w, wasi_scratch s, const asi_plan *plan, const wasi_tucker_shape *shape,
                          int n_threads)
 {
-    wasi_int dim[WASI_TUCKER_DIMS], even = 0, odd = 0, sum = 0, V = 0, Y = 0;
+    wasi_int dim[WASI_TUCKER_DIMS], even = 0, odd = 0, sum = 0, V = 0, lanes = 0, Y = 0;
     size_t orth = 0;
     memcpy(dim, shape->dim, sizeof dim);
     for (int i = 0; i < plan->n_steps; i++) {
@@ -165,6 +188,7 @@ static size_t T(cut_asi)(T(asi_scratch) *w, wasi_scratch s, const asi_plan *plan
         wasi_int K = shape->rank[n];
         sum = WASI_MAX(sum, v.d * (plan->gram[i] ? v.d : K));
         V = WASI_MAX(V, K * v.step);
+        lanes = WASI_MAX(lanes, is_skinny(&v, K) ? v.d * K * WASI_LANE_BYTES : 0);
         Y = WASI_MAX(Y, v.d * K);
         orth = WASI_MAX(orth, T(orth_work)(v.d, K, n_threads));
         dim[n] = K;
@@ -175,6 +199,7 @@ static size_t T(cut_asi)(T(asi_scratch) *w, wasi_scratch s, const asi_plan *plan
     w->odd = wasi_take(&s, (size_t)odd * sizeof(real));
     w->sum = wasi_take(&s, (size_t)(n_threads * sum) * sizeof(real));
     w->V = wasi_take(&s, (size_t)(n_threads * V) * sizeof(real));
+    w->lanes = wasi_take(&s, (size_t)(n_threads * lanes));
     w->Y = wasi_take(&s, (size_t)Y * sizeof(real));
     w->orth = wasi_take(&s, orth);
     return s.used;
@@ -254,7 +279,9 @@ wasi_status T(asi_step)(real *S, real *const *U, const bool *warm, const real *A
         int n = plan.mode[i], more = 0;
         wasi_int K = shape->rank[n];
         real *to = i + 1 == plan.n_steps ? S : i % 2 ? w.odd : w.even;
-        T(pass) job = {.v = view_of(shape->ndim, dim, n), .A = A, .K = K, .sum = w.sum, .V = w.V, .alpha = 1};
+        mode_view view = view_of(shape->ndim, dim, n);
+        T(pass) job = {.v = view, .A = A, .K = K, .sum = w.sum, .V = w.V,
+                       .lanes = w.lanes, .alpha = 1, .skinny = is_skinny(&view, K)};
         if (!warm[n]) {
             T_PICK(normal)(U[n], seed + (uint64_t)n, job.v.d * K);
             more = 2;
