@@ -73,8 +73,8 @@ def tensorly_hooi(A, factors):
 
 
 def gemm_flops(shape, ranks):
-    """FLOPs of wasi's products, in its order of modes: three an element and mode, on the array as the modes before it have
-    left it, and the two that make the d x K result orthonormal (a Gram matrix and a division by its factor, K^2 d each)."""
+    """FLOPs of wasi's products in the cheapest order of modes: three an element and mode, on the array as the modes before
+    it have left it, and the two that make the d x K result orthonormal (Gram matrix, division by its factor: K^2 d each)."""
 
     def flops(order):
         size, total = float(np.prod(shape)), 0.0

@@ -77,6 +77,12 @@ def test_orthonormalize_in_place_and_out(rng):
     assert linalg.orthonormalize(A, out=A) is A and np.array_equal(A, want)
 
 
+def lapack_tolerance(m, n, dtype):
+    """Backward error of an m x n SVD: rounding errors of max(m, n) operations add up like a random walk. LAPACK's own
+    tests accept 30 max(m, n) eps; how far a build stays below that depends on its kernels."""
+    return 8 * np.finfo(dtype).eps * (4 + np.sqrt(max(m, n)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m, n", SHAPES)
 def test_truncated_svd_matches_reference(rng, dtype, m, n):
@@ -85,9 +91,10 @@ def test_truncated_svd_matches_reference(rng, dtype, m, n):
         U, S, Vt = linalg.truncated_svd(A, rank)
         U64, S64, Vt64 = ref.truncated_svd(A.astype(np.float64), rank)
         assert U.dtype == S.dtype == Vt.dtype == dtype
-        assert_close(S, S64, 4)
-        assert_close((U * S) @ Vt, (U64 * S64) @ Vt64, 8)
-        assert orthogonality(U) < 2e-6 and orthogonality(Vt.T) < 2e-6
+        tolerance = lapack_tolerance(m, n, dtype)
+        assert relative_error(S, S64) <= tolerance
+        assert relative_error((U * S) @ Vt, (U64 * S64) @ Vt64) <= 4 * tolerance  # turned by the gaps of random values
+        assert orthogonality(U) <= tolerance and orthogonality(Vt.T) <= tolerance
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

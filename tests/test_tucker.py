@@ -183,6 +183,20 @@ def test_asi_step_at_extreme_scales(rng, scale):
     assert np.linalg.norm(got.astype(np.float64)) / scale == pytest.approx(np.linalg.norm(want), rel=1e-2)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_tucker_at_extreme_scales(rng, scale):
+    A = tensor(rng, (10, 12, 14), np.float64)
+    scaled = (A * scale).astype(np.float32)
+    for variance in (0.5, 0.95):
+        core, factors = linalg.tucker(scaled, variance=variance)
+        assert core.shape == linalg.tucker(A.astype(np.float32), variance=variance)[0].shape
+        lost = linalg.tucker_error(scaled, core, factors) / (scale * np.linalg.norm(A))
+        assert lost**2 <= 1 - variance + 1e-6
+    core, factors = linalg.tucker(scaled, (3, 4, 5))
+    want = error(A, *linalg.tucker(A, (3, 4, 5)))
+    assert linalg.tucker_error(scaled, core, factors) / (scale * np.linalg.norm(A)) == pytest.approx(want, rel=1e-3)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape, ranks", CASES)
 @pytest.mark.parametrize("G", [1, 5, 300])
@@ -240,7 +254,7 @@ def test_bad_input_is_refused_by_name(rng):
     bad[1, 2, 3] = np.nan
     for call in (lambda: linalg.asi_step(bad, linalg.asi_factors(A.shape, (2, 2, 2))),
                  lambda: linalg.tucker(bad, (2, 2, 2))):
-        with pytest.raises(ArithmeticError, match=": A: an input holds NaN or Inf"):
+        with pytest.raises(ArithmeticError, match="A: an input holds NaN or Inf"):
             call()
     factors = start(rng, A.shape, (2, 2, 2))
     with pytest.raises(ValueError, match="factors: expected 3, one for each dimension, got 2"):
@@ -257,6 +271,8 @@ def test_bad_input_is_refused_by_name(rng):
         linalg.mode_dot(A, np.ones((2, 6), np.float32), 3)
     with pytest.raises(ValueError, match=r"ranks\[1\]: expected 1 to 5, got 6"):
         linalg.tucker(A, (2, 6, 2))
+    with pytest.raises(ValueError, match=r"ranks\[2\]: expected 1 to 6, got 0"):
+        linalg.tucker(A, (2, 2, 0))
     with pytest.raises(ValueError, match="ranks, variance: expected exactly one of them"):
         linalg.tucker(A)
     with pytest.raises(ValueError, match="variance: expected a number in"):

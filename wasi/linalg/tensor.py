@@ -4,6 +4,8 @@
 alone (K_n = d_n). Modes are numbered from 0, as axes are.
 """
 
+import math
+
 import numpy as np
 
 from wasi import _core
@@ -80,7 +82,8 @@ def tucker(A, ranks=None, variance=None, method="st-hosvd", n_iter=0):
     if method not in ("st-hosvd", "hosvd"):
         raise ValueError(f"method: expected 'st-hosvd' or 'hosvd', got {method!r}")
     targets = _target_ranks(A, ranks, variance)
-    lost = 0.0 if variance is None else (1 - variance) * float(np.vdot(A, A).real) / A.ndim
+    norm = _core.frobenius_norm(A.reshape(len(A), -1))  # refuses NaN and Inf before any work
+    lost = 0.0 if variance is None else (1 - variance) * norm**2 / A.ndim
     factors, core = [None] * A.ndim, A
     for n in np.argsort(A.shape if ranks is None else ranks, kind="stable"):
         if targets[n] == A.shape[n]:
@@ -122,8 +125,8 @@ def asi_step(A, factors, n_iter=1, seed=0, out=None):
     Parameters: A: 2 to 5 dimensions; factors: as `asi_factors` gives them, of A's type, overwritten; n_iter
     >= 1: iterations of each mode; out: None or an array for the core.
     Returns the core (K_1, ..., K_N).
-    Raises ValueError for factors that do not fit, ArithmeticError for NaN or Inf in A; then some factors may
-    have been updated.
+    Raises ValueError for factors that do not fit, ArithmeticError for NaN or Inf in A, found in the first
+    mode's products rather than by a pass of its own; then some factors may have been updated.
 
     Source: WASI (arXiv 2510.09160), section 3.3.
 
@@ -173,6 +176,5 @@ def tucker_error(A, core, factors):
     first, total = factors[0], 0.0
     for i in range(A.shape[0]):
         slab = grown[i] if first is None else np.tensordot(first[i], grown, 1)
-        slab = A[i] - slab
-        total += float(np.vdot(slab, slab))
-    return total**0.5
+        total = math.hypot(total, _core.frobenius_norm((A[i] - slab).reshape(1, -1)))
+    return total
