@@ -17,13 +17,14 @@ On a machine that does other work, waiting threads must not spin, for the rivals
 """
 
 import argparse
+import json
 
 import fbpca
 import numpy as np
 import scipy.sparse.linalg
 import sklearn.utils.extmath
 import torch
-from harness import interleave, run_isolated, timed, write_results
+from harness import RESULTS, interleave, run_isolated, timed, write_results
 
 import wasi
 from wasi import linalg
@@ -117,11 +118,14 @@ def main():
     parser.add_argument("--spectra", nargs="+", default=list(SPECTRA), choices=SPECTRA)
     parser.add_argument("--slow", nargs="*", default=["scipy svds"], help="methods that are timed once")
     parser.add_argument("--memory", default="decaying", help="the spectrum whose runs are repeated for their memory")
+    parser.add_argument("--resume", action="store_true", help="keep the records of other cases")
     parser.add_argument("--out", default="linalg_svd")
     args = parser.parse_args()
     wasi.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
-    records = []
+    earlier = RESULTS / f"{args.out}.json"
+    records = json.loads(earlier.read_text()) if args.resume and earlier.exists() else []
+    records = [r for r in records if (r["m"], r["n"], r["rank"]) not in {CASES[case] for case in args.cases}]
     for case in args.cases:
         for kind in args.spectra:
             if kind == "noise" and CASES[case][0] * CASES[case][1] > LARGE:

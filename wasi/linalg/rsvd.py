@@ -39,9 +39,11 @@ def _scale(A, norm=None):
     return 2.0 ** -min(max(round(math.log2(norm)), -limit), limit) if norm > 0 else 1.0
 
 
-def _columns(wanted, q):
-    """Columns of a block: up to a multiple of 16, which a narrow GEMM takes at the same cost, but at most q."""
-    return min(-(-wanted // 16) * 16 if wanted <= 144 else wanted, q)
+def _columns(rank, n_oversamples, q):
+    """Columns of a block, at most q: a narrow one takes a sixteenth of the rank more, and then up to a multiple of
+    16, at the cost of a GEMM of just as many."""
+    wanted = rank + n_oversamples
+    return min(-(-(wanted + rank // 16) // 16) * 16 if wanted <= 144 else wanted, q)
 
 
 def _plan(p, q, rank, l, n_iter, accelerate, exact, moderate):
@@ -49,7 +51,7 @@ def _plan(p, q, rank, l, n_iter, accelerate, exact, moderate):
 
     Costs in FLOPs at GEMM's speed: a product of A with a block; an eigenproblem of order k is about 30 k^3.
     """
-    product, (many, few) = 2 * p * q * l, (6, 4) if rank < q / 10 else (4, 3)
+    product, (many, few) = 2 * p * q * l, (6, 3) if rank < q / 10 else (4, 3)
     many, few = (many, few) if n_iter is None else (n_iter, n_iter)
     ways = {"one": (many, (2 + 2 * many) * product)}
     if accelerate and few > 0 and 2 * l <= q:
@@ -123,7 +125,7 @@ def randomized_svd(A, rank=None, variance=None, n_oversamples=10, n_iter=None,
     _need_rank(A, rank)
     alpha = _scale(A)
     p, q = max(A.shape), min(A.shape)
-    l = _columns(rank + n_oversamples, q)
+    l = _columns(rank, n_oversamples, q)
     accelerate = power_iteration_normalizer == "auto"
     exact = A.dtype == np.float32 and n_iter is None
     way, n_iter = _plan(p, q, rank, l, n_iter, accelerate, exact, 2.0**-40 < alpha < 2.0**40)
