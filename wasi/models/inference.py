@@ -40,9 +40,10 @@ class _Recorder(Module):
 def optimize_for_inference(model, example, rounds=7, verbose=True):
     """Replaces layers that hold factors, residuals or updates by dense ones where those are faster, in place.
 
-    model: any model of this package. example: what its `forward` takes, of the batch size and shape to come. rounds: timings of each
-    candidate, in alternation; medians are compared. The function that the model computes stays the same but for rounding (a
-    residual's activations are then no longer rounded to 8 bits). Gradients are let go of: the model is not meant to be trained on.
+    model: any model of this package. example: what its `forward` takes, of the batch size and shape to come. rounds: timings of
+    each candidate, in alternation; medians are compared. The function that the model computes stays the same but for rounding (a
+    residual's activations are then no longer rounded to 8 bits). Gradients are let go of: the model is not meant to be trained
+    on.
     Returns the model; what was measured is kept as `model.inference_choices`, a list of InferenceChoice, and printed if verbose.
 
     >>> import numpy as np, wasi
