@@ -7,8 +7,12 @@ fc2 are recomputed from these. `ActivationPolicy` names what else can be traded.
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from wasi import ops
 from wasi.layers.module import Module
+
+TILE_ROWS = 512  # fewer, and products with wide factors lose more by packing them again than caches give
 
 
 @dataclass(frozen=True)
@@ -63,20 +67,29 @@ class Mlp(Module):
 
     def forward(self, x, train=False, need_output=True, gelu_bits=None):
         """x (B, N, C) -> (B, N, C), or None unless need_output. x itself is not kept: backward is given it again."""
+        if not train:
+            return self._forward_in_tiles(x)
         h = self.fc1.forward(x, train, keep_input=False)
         del x
         if not need_output:
             self._saved = (h, None)
             return self.fc2.prepare()
-        if train and gelu_bits:
+        if gelu_bits:
             g, codes = ops.gelu_encode(h, gelu_bits, out=h)
             self._saved = (codes, gelu_bits)
             return self.fc2.forward(g, train)
-        if train:
-            self._saved = (h, None)
-        g = ops.gelu(h, out=None if train else h)
-        del h
-        return self.fc2.forward(g, train, keep_input=False)
+        self._saved = (h, None)
+        return self.fc2.forward(ops.gelu(h), train, keep_input=False)
+
+    def _forward_in_tiles(self, x):
+        """Without backward to come, the hidden activations exist for TILE_ROWS tokens at a time, and stay in cache."""
+        rows = x.reshape(-1, x.shape[-1])
+        y = np.empty_like(rows)
+        for start in range(0, len(rows), TILE_ROWS):
+            tile = slice(start, start + TILE_ROWS)
+            h = self.fc1.forward(rows[tile])
+            y[tile] = self.fc2.forward(ops.gelu(h, out=h))
+        return y.reshape(x.shape)
 
     def backward(self, dy, input_again):
         """dy (B, N, C) -> dx; input_again() gives forward's x."""
