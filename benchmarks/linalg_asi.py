@@ -114,7 +114,8 @@ def measure(shape, ranks, rounds):
         core, factors = np.ascontiguousarray(core), [np.ascontiguousarray(U) for U in factors]
         seconds = hooi_seconds if "HOOI" in name else record["seconds"][name]["median"]
         ratio = record["ratios"].get(f"wasi / {name}")
-        rows.append({**record, "shape": shape, "ranks": ranks, "method": name, "step_seconds": seconds,
+        rows.append({**record, "threads": wasi.get_num_threads(), "shape": shape, "ranks": ranks, "method": name,
+                     "step_seconds": seconds,
                      "slower": 1 / ratio["median"] if ratio else seconds / own,
                      "error": linalg.tucker_error(A, core, factors) / float(np.linalg.norm(A)),
                      "of_sgemm": own * rate / gemm_flops(shape, ranks) if name == "wasi" else None})

@@ -105,7 +105,7 @@ def measure(m, n, rank, kind, args):
                                   threads=args.threads)
             row["extra_bytes"] = memory["peak_bytes"] - memory["setup_bytes"]
         print(row, flush=True)
-        rows.append({**record, **row})
+        rows.append({**record, "threads": args.threads, **row})
     return rows
 
 

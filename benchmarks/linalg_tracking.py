@@ -63,7 +63,8 @@ def main():
             "numpy": lambda: np.linalg.svd(A, full_matrices=False),
             "randomized": lambda r=rank: linalg.randomized_svd(A, r),
         }, args.rounds)
-        records.append({**record, "rank": rank, "steps": args.steps, "drift": args.drift, "excess": excess[rank],
+        records.append({**record, "threads": args.threads, "rank": rank, "steps": args.steps, "drift": args.drift,
+                        "excess": excess[rank],
                         "step_seconds": spread(seconds[rank])})
         print(rank, max(excess[rank]), record["seconds"])
     ratio = "{:.0f}"
