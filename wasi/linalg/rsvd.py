@@ -51,13 +51,13 @@ def _plan(p, q, rank, l, n_iter, accelerate, exact, moderate):
 
     Costs in FLOPs at GEMM's speed: a product of A with a block; an eigenproblem of order k is about 30 k^3.
     """
-    product, (many, few) = 2 * p * q * l, (6, 3) if rank < q / 10 else (4, 3)
-    many, few = (many, few) if n_iter is None else (n_iter, n_iter)
+    product = 2 * p * q * l
+    many, few, on_gram = (n_iter,) * 3 if n_iter is not None else (6, 3, 5) if rank < q / 10 else (4, 3, 4)
     ways = {"one": (many, (2 + 2 * many) * product)}
     if accelerate and few > 0 and 2 * l <= q:
         ways["two"] = (few, 30 * (2 * l) ** 3 + (3 + 2 * few) * product)
-    if accelerate and many > 0 and moderate:
-        ways["gram"] = (many, 1.2 * p * q**2 + 2 * (many + 1) * q**2 * l + product)
+    if accelerate and on_gram > 0 and moderate:
+        ways["gram"] = (on_gram, 1.2 * p * q**2 + 2 * (on_gram + 1) * q**2 * l + product)
     if exact:
         ways["exact"] = (0, 2 * p * q**2 + 30 * q**3)
     way = min(ways, key=lambda name: ways[name][1])
