@@ -36,8 +36,10 @@ from wasi.models import (  # noqa: E402
     optimize_for_inference,
     save_model,
 )
+from wasi.models.plan import Plan  # noqa: E402
+from wasi.planning import plan  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["Arena", "create_model", "factorize", "generate", "get_num_threads", "linalg", "list_models", "load_llama",
-           "load_model", "load_tokenizer", "load_weights", "ops", "optimize_for_inference",
+__all__ = ["Arena", "Plan", "create_model", "factorize", "generate", "get_num_threads", "linalg", "list_models", "load_llama",
+           "load_model", "load_tokenizer", "load_weights", "ops", "optimize_for_inference", "plan",
            "save_model", "set_num_threads"]

@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "compare": "train by several methods over several seeds: accuracy against memory and time",
     "generate": "continue a text by a decoder of the Llama architecture",
+    "plan": "choose ranks and policies for a memory budget, for `wasi train --plan`",
     "plot-ranks": "draw ranks by step and layer from a run folder",
     "plot-subspaces": "draw how far the factored layers' subspaces turn, from a run folder",
     "profile": "seconds of a training step or of inference by kernel",

@@ -29,20 +29,22 @@ def add_training_options(parser):
                                                      "(default: 4 with --weights and for svd-llm, else 0)")
     add("--start", choices=STARTS, help="of the factors: plain or whitened SVD of the weight, or, for qwasi, the gradient's "
                                         "leading directions (default, calibrated: gradient for qwasi, else whitened)")
-    add("--bits", type=int, choices=(4, 8), default=4, help="of the frozen residual of qwasi and the frozen weights of qlora")
+    add("--bits", type=int, choices=(4, 8), help="of the frozen residual of qwasi and the frozen weights of qlora (default: 4)")
     add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
     add("--lora-rank", type=int, default=8, help="of the updates of svd-llm-lora; lora itself takes --rank")
     add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as "
                                    "0.5,0.5,64 (the default of asi, wasi and amc)")
-    add("--targets", default="mlp", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
+    add("--targets", help="layers to factor: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
+    add("--plan", help="JSON that `wasi plan` wrote: it decides ranks, bits, start, activation ranks, targets, batch size, "
+                       "micro-batch and optimiser")
     add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 30)")
-    add("--batch-size", type=int, default=32)
+    add("--batch-size", type=int, help="(default: 32)")
     add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
     add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
     add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
     add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd with --weights, else adamw)")
     add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw)")
-    add("--momentum", type=float, default=0.9, help="of sgd")
+    add("--momentum", type=float, help="of sgd (default: 0.9)")
     add("--weight-decay", type=float, help="(default: 0 for sgd, 0.05 for adamw)")
     add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
     add("--label-smoothing", type=float, help="(default: 0 with --weights, else 0.1)")
@@ -110,8 +112,42 @@ def open_images(args):
 
 def make_loaders(args, train_set, val_set, img_size):
     """Loaders of both sets; the order of the training images depends on the seed alone."""
-    return (Loader(train_set, args.batch_size, Transform(img_size, train=True), shuffle=True, seed=args.seed, drop_last=True),
-            Loader(val_set, min(args.batch_size, len(val_set)), Transform(img_size, train=False)))
+    batch_size = batch_size_of(args)
+    return (Loader(train_set, batch_size, Transform(img_size, train=True), shuffle=True, seed=args.seed, drop_last=True),
+            Loader(val_set, min(batch_size, len(val_set)), Transform(img_size, train=False)))
+
+
+def batch_size_of(args):
+    return 32 if args.batch_size is None else args.batch_size
+
+
+def targets_of(args):
+    return tuple((args.targets or "mlp").split(","))
+
+
+def optimizer_of(args):
+    """Kind and momentum, with the defaults that depend on whether weights were given."""
+    return args.optimizer or ("sgd" if args.weights else "adamw"), 0.9 if args.momentum is None else args.momentum
+
+
+def follow_plan(args, plan):
+    """Sets in `args` what the plan decides. Raises ValueError for options that decide the same, or decided otherwise."""
+    for name in ("rank", "variance", "bits", "activation_ranks", "targets", "start", "calibration"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: the plan decides this; give --plan or this option, not both")
+    kind, momentum = ("adamw", None) if plan.optimizer == "adamw" else ("sgd", 0.0 if plan.optimizer == "sgd" else 0.9)
+    for name, value in (("batch_size", plan.batch_size), ("micro_batch", plan.micro_batch), ("optimizer", kind)):
+        given = getattr(args, name)
+        if given not in (None, value):
+            raise ValueError(f"--{name.replace('_', '-')}: the plan was made for {value}, got {given}")
+        setattr(args, name, value)
+    if plan.micro_batch == plan.batch_size:
+        args.micro_batch = None
+    if args.momentum is not None and kind == "sgd" and bool(args.momentum) != bool(momentum):
+        word = "with" if momentum else "without"
+        raise ValueError(f"--momentum: the plan was made for sgd {word} momentum, got {args.momentum}")
+    args.momentum = momentum if args.momentum is None else args.momentum
+    args.img_size = args.img_size or plan.model.get("img_size")
 
 
 def model_name(args):
@@ -124,7 +160,7 @@ def method_options(args, model):
     if rank is None and args.variance is None and not args.weights:
         rank = model.config.embed_dim // 4
     ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
-    return MethodOptions(targets=tuple(args.targets.split(",")), variance=args.variance or 0.9, rank=rank, bits=args.bits,
+    return MethodOptions(targets=targets_of(args), variance=args.variance or 0.9, rank=rank, bits=args.bits or 4,
                          start=args.start, alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, activation_ranks=ranks)
 
 
@@ -155,12 +191,12 @@ def train_config(args, method):
     if args.adapt_ranks and method in WSI:
         adaptation = RankAdaptation(every=args.adapt_ranks, grow=args.grow, shrink=args.shrink, max_bytes=args.max_factor_bytes,
                                     seed=args.seed)
-    optimizer = args.optimizer or ("sgd" if args.weights else "adamw")
+    optimizer, momentum = optimizer_of(args)
     return TrainConfig(
         epochs=args.epochs or (2 if args.weights else 30),
         lr=args.lr or {"sgd": 0.02, "adamw": 0.003}[optimizer],
         optimizer=optimizer,
-        momentum=args.momentum,
+        momentum=momentum,
         weight_decay={"sgd": 0.0, "adamw": 0.05}[optimizer] if args.weight_decay is None else args.weight_decay,
         clip_norm=args.clip or None,
         schedule=args.schedule,

@@ -1,5 +1,6 @@
 """`wasi train`: one method in this process, several each in a process of its own so that memory is measured apart."""
 
+import itertools
 import json
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import wasi
 from wasi.cli import options
 from wasi.models.methods import METHODS, apply_method
+from wasi.models.plan import Plan
 from wasi.training.loop import train
 from wasi.training.memory import mib, rss_bytes
 from wasi.training.runlog import RunFolder, plot_curves, read_steps
@@ -18,18 +20,22 @@ DESCRIPTION = ("Trains a model by each method on the same batches and prints acc
 
 
 def add_arguments(parser):
-    parser.add_argument("--method", default="dense,wsi", help=f"one or more of {', '.join(METHODS)}, separated by commas")
+    parser.add_argument("--method", help=f"one or more of {', '.join(METHODS)}, separated by commas (default: dense,wsi; with "
+                        "--plan the plan's)")
     options.add_training_options(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="run folder (default: runs/<time>)")
 
 
 def run(args):
-    methods = options.known_methods(args.method.split(","))
+    plan = Plan.load(args.plan) if args.plan else None
+    methods = options.known_methods((args.method or (plan.method if plan else "dense,wsi")).split(","))
     options.check_options(args, methods)
+    if plan is not None and methods != [plan.method]:
+        raise ValueError(f"--method: the plan was made for {plan.method}, got {args.method}")
     out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
     if len(methods) == 1:
-        train_one(args, methods[0], out)
+        train_one(args, methods[0], out, plan)
     else:
         for method in methods:
             changes = options.own_options(args, method)
@@ -40,24 +46,34 @@ def run(args):
     return 0
 
 
-def train_one(args, method, out):
-    """Trains by one method in this process and writes the run folder."""
+def train_one(args, method, out, plan=None):
+    """Trains by one method, or as a plan of it says, in this process and writes the run folder."""
+    arguments = dict(vars(args))
+    if plan is not None:
+        options.follow_plan(args, plan)
     if args.threads:
         wasi.set_num_threads(args.threads)
     folder = RunFolder(out)
     start_rss = rss_bytes()
     train_set, val_set = options.open_images(args)
+    data_rss = rss_bytes()
     name = options.model_name(args)
     model = wasi.create_model(name, num_classes=len(train_set.classes), img_size=args.img_size, weights=args.weights,
                               seed=args.seed)
     size = model.config.img_size
     train_loader, val_loader = options.make_loaders(args, train_set, val_set, size)
-    apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
+    if plan is not None:
+        plan.apply(model, list(itertools.islice(train_loader, plan.calibration)))
+        print(plan)
+        plan.save(out / "plan.json")
+    else:
+        apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
     config = options.train_config(args, method)
     folder.write_json("config.json", {"method": method, "model": name, "img_size": size, "classes": list(train_set.classes),
-                                      "n_train": len(train_set), "n_val": len(val_set), "arguments": vars(args),
+                                      "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
                                       **asdict(config)})
-    train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method)
+    train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method, plan=plan,
+          data_rss_bytes=data_rss)
     for problem in train_set.problems:
         print(f"not used: {problem.name}: {problem.reason}", file=sys.stderr)
 

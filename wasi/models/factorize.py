@@ -127,8 +127,12 @@ def gradient_factors(W, G, **keep):
     Source: the start of LoRA-GA (arXiv 2407.05000), for a step that keeps L orthonormal.
     """
     U, S, Vt = linalg.truncated_svd(G, **keep)
-    s = np.float32(np.linalg.norm(W) / min(W.shape) ** 0.5)
-    return U, s * Vt, _share(S, G)
+    return U, gradient_scale(W) * Vt, _share(S, G)
+
+
+def gradient_scale(W):
+    """The root mean square singular value of W."""
+    return np.float32(np.linalg.norm(W) / min(W.shape) ** 0.5)
 
 
 def _share(S, A):

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 import wasi
 from wasi.models import save_model
-from wasi.training.memory import count_bytes, mib, peak_rss_bytes, reset_peak_rss, rss_bytes
+from wasi.training.memory import count_bytes, counted_peak, mib, peak_rss_bytes, reset_peak_rss, rss_bytes
 from wasi.training.optimizer import Optimizer
 from wasi.training.ranks import RankAdaptation, RankController
 from wasi.training.runlog import (
@@ -25,6 +25,8 @@ from wasi.training.runlog import (
 from wasi.training.schedule import learning_rate
 from wasi.training.step import accumulate_gradient, evaluate
 from wasi.training.subspaces import SubspaceLog
+
+N_FIRST_STEPS = 3  # after these the peak of a run is known
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class TrainResult:
     seconds_per_step: float  # median
     peak_rss_bytes: int  # highest during training
     peak_rss_above_start_bytes: int  # the same less what was resident when the run began
+    planned_peak_bytes: int | None  # what the plan said of counted_peak_bytes
+    counted_peak_bytes: int  # the most that arrays took at once in the first steps, weights and all
     step_peak_bytes: int  # highest in arrays that steps made: activations and scratch, without weights and optimiser
     parameters: int
     counted: dict  # bytes by kind, as `count_bytes` gives them at the end; saved_bytes: the most over the steps
@@ -89,13 +93,17 @@ class _Interrupt:
             signal.signal(signal.SIGINT, self._before)
 
 
-def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=None, progress=True, label="train"):
+def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=None, progress=True, label="train",
+          plan=None, data_rss_bytes=None):
     """Trains `model` in place and returns a TrainResult.
 
     train_loader, val_loader: re-iterable, with len(), giving (images uint8 (B, 3, S, S), labels int64 (B,)).
     folder: a RunFolder for steps.csv, ranks.csv and subspaces.csv where config asks for them, model.safetensors, curves.png and,
     in the end, result.json; or None.
     start_rss_bytes: resident bytes before the model was made, so that weights count too (default: now).
+    plan: the Plan that the model was readied by, or None. It sizes the arena of the steps (half as much again as planned, for the
+    gaps between blocks), and after the first steps planned and measured peak are printed.
+    data_rss_bytes: resident bytes when the data were open and the model not yet made (default: start_rss_bytes).
     Raises FloatingPointError naming the step where the loss is not finite, ArithmeticError naming step and layer where a factor's
     rank has collapsed; the log up to there is kept. ValueError where config asks for ranks or subspaces of layers that the model
     does not have.
@@ -104,7 +112,9 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
     optimizer = Optimizer(model, config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
                           clip_norm=config.clip_norm, gradient_bits=config.gradient_bits, layerwise=config.layerwise)
     ranks = RankController(config.adapt_ranks, optimizer) if config.adapt_ranks else None
-    arena = wasi.Arena()
+    # Gradients too: with gradient_bits or layerwise they are made in the steps.
+    arena = wasi.Arena(plan and (plan.gradient_bytes + plan.saved_bytes + plan.scratch_bytes) * 3 // 2 + 2**20)
+    peak = 0
     n_steps = config.epochs * len(train_loader)
     records, seconds, step, saved_bytes, flops = [], [], 0, 0, float("nan")
     reset_peak_rss()
@@ -142,6 +152,11 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
                 log.write(step=step, epoch=epoch, lr=lr, loss=batch.loss, accuracy=batch.accuracy, grad_norm=norm,
                           seconds=seconds[-1], peak_rss_mib=mib(peak_rss_bytes()))
                 step += 1
+                if step <= N_FIRST_STEPS:
+                    peak = counted_peak(model, optimizer, arena, getattr(train_loader, "buffer_bytes", images.nbytes))
+                if plan and step == min(N_FIRST_STEPS, n_steps):
+                    grown = peak_rss_bytes() - (data_rss_bytes or start_rss)
+                    tqdm.write(compare_with_plan(plan.peak_bytes, peak, step, grown))
                 if ranks and step % config.adapt_ranks.every == 0 and step < n_steps:
                     for name, rank in ranks.update().items():
                         rank_log.write(step=step, layer=name, rank=rank)
@@ -154,7 +169,7 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
             if interrupt.asked:
                 break
             with arena:
-                val = evaluate(model, val_loader)
+                val = evaluate(model, val_loader, config.micro_batch)
             records.append({"epoch": epoch, "train_loss": loss_sum / n, "train_accuracy": n_correct / n,
                             "val_loss": val.loss, "val_accuracy": val.accuracy,
                             "seconds": time.perf_counter() - epoch_start})
@@ -165,6 +180,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
         seconds_per_step=sorted(seconds)[len(seconds) // 2] if seconds else float("nan"),
         peak_rss_bytes=peak_rss_bytes(),
         peak_rss_above_start_bytes=peak_rss_bytes() - start_rss,
+        planned_peak_bytes=plan and plan.peak_bytes,
+        counted_peak_bytes=peak,
         step_peak_bytes=arena.stats()["peak_bytes"],
         parameters=sum(p.data.size for _, p in model.named_parameters()),
         counted={**count_bytes(model, optimizer), "saved_bytes": saved_bytes},
@@ -179,3 +196,9 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
         # Last: where it lies, the run is whole.
         folder.write_json("result.json", {**asdict(result), "config": asdict(config), "environment": environment()})
     return result
+
+
+def compare_with_plan(planned, counted, n_steps, rss):
+    """A line for people: what was planned, what arrays took, what the process grew by since the model was made."""
+    return (f"peak memory after {n_steps} steps: planned {mib(planned):.1f} MiB, measured {mib(counted):.1f} MiB in arrays "
+            f"({100 * (counted / planned - 1):+.1f} %); the process grew by {mib(rss):.1f} MiB from before the model was made")

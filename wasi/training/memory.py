@@ -48,6 +48,13 @@ def count_bytes(model, optimizer):
     }
 
 
+def counted_peak(model, optimizer, arena, image_bytes):
+    """The most that arrays took at once: weights, gradients, optimiser state, images, and the peak of the steps' arena."""
+    held = count_bytes(model, optimizer)
+    return (sum(held[k] for k in ("trained_bytes", "frozen_bytes", "gradient_bytes", "optimizer_bytes")) + image_bytes
+            + arena.stats()["peak_bytes"])
+
+
 def mib(n_bytes):
     """Bytes as a number of MiB."""
     return n_bytes / 2**20

@@ -45,12 +45,15 @@ def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing
     return BatchResult(total, n_correct, n, saved_bytes)
 
 
-def evaluate(model, batches):
-    """Mean loss and accuracy over an iterable of (images, labels)."""
+def evaluate(model, batches, micro_batch=None):
+    """Mean loss and accuracy over an iterable of (images, labels), `micro_batch` samples at once."""
     total, n_correct, n = 0.0, 0, 0
     for images, labels in batches:
-        loss, _, hits = model.loss(model.forward(images), labels, need_gradient=False)
-        total += loss * len(images)
-        n_correct += hits
-        n += len(images)
+        size = micro_batch or len(images)
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            loss, _, hits = model.loss(model.forward(images[part]), labels[part], need_gradient=False)
+            total += loss * len(images[part])
+            n_correct += hits
+            n += len(images[part])
     return BatchResult(total / n, n_correct, n)
