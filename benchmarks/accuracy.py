@@ -1,101 +1,220 @@
-"""Fine-tuning accuracy of the given ViT-Ti: dense, WSI in factor space (plain and whitened start) and the published WSI.
+"""Accuracy of the methods beside dense training: fine-tuning a pretrained ViT, what qwasi's factors start from, from scratch.
 
-Every run sees the same images in the same order. The ranks of all factored runs at a threshold are those of the plain SVD at that
-threshold, so a row compares methods at equal ranks. Writes benchmarks/results/wsi_accuracy.{md,json}.
+Trains what the run folders do not hold yet and writes the table from them, so an interrupted command goes on where it was:
 
-    python benchmarks/accuracy.py --data cifar10_jpg.tar.gz --weights vit_tiny_patch16_224.safetensors
+    python benchmarks/accuracy.py finetune --data cifar10_jpg.tar.gz --weights vit_tiny.safetensors --out runs/finetune
+    python benchmarks/accuracy.py starts --data cifar10_jpg.tar.gz --weights vit_tiny.safetensors --out runs/starts
+    python benchmarks/accuracy.py scratch --data cifar10_jpg.tar.gz --out runs/scratch
+
+A seed fixes the new head, the images' order and their augmentation, for every method alike. Each method takes of its learning
+rates the one of the least loss on `--limit-val` images with the first seed; the table's accuracy is that of the last epoch on
+`--limit-test` others, with every seed. All linears of the blocks are factored. Writes benchmarks/results/NAME_accuracy.{md,json}.
 """
 
 import argparse
+import gc
 import itertools
+import json
 import statistics
-import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-from harness import context, write_results
+from harness import RESULTS, commit, context, mib, write_results
 
 import wasi
-from wasi.layers.published import WsiDenseLinear
+from wasi.layers import ActivationPolicy
+from wasi.models import find_targets
+from wasi.models.methods import FACTORED, MethodOptions, apply_method
 from wasi.training.data import Loader, Transform, open_splits
 from wasi.training.loop import TrainConfig, train
+from wasi.training.runlog import RunFolder, read_result, write_json
+from wasi.training.step import evaluate
 
-METHODS = ("published", "plain", "whitened")
-
-
-def fine_tune(args, method, ranks, seed, loaders):
-    """Top-1 after each epoch of one run; ranks: {layer: rank} or None for dense."""
-    model = wasi.create_model("vit_tiny_patch16_224", num_classes=10, img_size=args.img_size, weights=args.weights, seed=seed)
-    train_loader, val_loader = loaders(seed)
-    if method == "published":
-        for name, rank in ranks.items():
-            layer = model.get_module(name)
-            model.set_module(name, WsiDenseLinear(layer.weight.data, layer.bias.data, rank))
-    elif method in ("plain", "whitened"):
-        batches = [x for x, _ in itertools.islice(loaders(seed)[0], args.calibration)] if method == "whitened" else None
-        wasi.factorize(model, rank_pattern=ranks, whiten=batches, target_modules=(args.targets,), verbose=False)
-    config = TrainConfig(epochs=args.epochs, lr=args.lr, momentum=args.momentum, n_warmup=args.warmup)
-    started = time.perf_counter()
-    result = train(model, train_loader, val_loader, config, progress=False)
-    print(f"{method} seed {seed}: {[round(100 * e['val_accuracy'], 2) for e in result.epochs]} "
-          f"in {time.perf_counter() - started:.0f} s", flush=True)
-    return [100 * e["val_accuracy"] for e in result.epochs]
+TARGETS = ("all",)
 
 
-def plain_ranks(args, variance):
-    """The ranks that the plain SVD needs at a threshold."""
-    model = wasi.create_model("vit_tiny_patch16_224", num_classes=10, img_size=args.img_size, weights=args.weights)
-    wasi.factorize(model, variance, target_modules=(args.targets,), verbose=False)
-    return {row.name: row.rank for row in model.factorization}
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a method, its options, and the learning rates that it may choose from."""
+
+    method: str
+    lrs: tuple
+    share: float | None = None  # factors of so many times the weight's parameters
+    options: dict = field(default_factory=dict)  # of MethodOptions
+    recompute: bool = False
 
 
-def main():
+# Ranks: qwasi's keep weights, gradients and momentum below a sixth of dense training's; wsi's keep its training FLOPs below a
+# half, and lora's then takes the same bytes as wsi.
+FINETUNE = {
+    "dense": Row("dense", (0.02, 0.04)),
+    "qwasi, rank 12": Row("qwasi", (0.02, 0.03), options={"rank": 12}, recompute=True),
+    "wsi, whitened": Row("wsi", (0.03,), share=0.4),
+    "lora, rank 12": Row("lora", (0.08,), options={"rank": 12}),
+    "wsi-dense, ranks of wsi": Row("wsi-dense", (0.03,), share=0.4),
+}
+STARTS = {
+    "dense": Row("dense", (0.03,)),
+    **{f"qwasi, rank 12, {start}": Row("qwasi", (0.03,), options={"rank": 12, "start": start})
+       for start in ("svd", "whitened", "gradient")},
+}
+SCRATCH = {
+    "dense": Row("dense", (0.001, 0.003)),
+    "wsi, half the parameters": Row("wsi", (0.001, 0.003), share=0.5),
+    "wsi, a quarter": Row("wsi", (0.001, 0.003), share=0.25),
+    "wasi, half, Tucker activations": Row("wasi", (0.001, 0.003), share=0.5),
+}
+
+# A table's title, rows, and what is not named on the command line.
+_PRETRAINED = {"model": "vit_tiny_patch16_224", "batch_size": 32, "optimizer": "sgd", "weight_decay": 0.0, "warmup": 10}
+TABLES = {
+    "finetune": ("Fine-tuning", FINETUNE, {**_PRETRAINED, "img_size": 112, "epochs": 5, "limit": 1000}),
+    "starts": ("Starts of qwasi", STARTS, {**_PRETRAINED, "img_size": 80, "epochs": 3, "limit": 1500}),
+    "scratch": ("Training from scratch", SCRATCH,
+                {"model": "vit_micro_patch4_32", "img_size": 32, "epochs": 15, "batch_size": 64, "optimizer": "adamw",
+                 "weight_decay": 0.05, "warmup": 100, "limit": 10000}),
+}
+
+
+def ready_model(args, row, seed, loader, num_classes):
+    """The model of a row, ready for training."""
+    model = wasi.create_model(args.model, num_classes=num_classes, img_size=args.img_size, weights=args.weights, seed=seed)
+    pattern = None
+    if row.share is not None:
+        shapes = {name: model.get_module(name).weight.data.shape for name in find_targets(model, TARGETS)}
+        pattern = {name: max(1, round(row.share * O * I / (O + I))) for name, (O, I) in shapes.items()}
+    calibration = list(itertools.islice(loader, args.calibration)) if args.weights and row.method in FACTORED else None
+    options = MethodOptions(targets=TARGETS, rank_pattern=pattern, seed=seed, **row.options)
+    apply_method(model, row.method, options, calibration, verbose=False)
+    if row.recompute:
+        model.set_policy(ActivationPolicy(recompute=True, gelu_bits=model.blocks[0].policy.gelu_bits))
+    return model
+
+
+def make_loader(args, images, seed, train):
+    batch_size = min(args.batch_size if train else 100, len(images))
+    return Loader(images, batch_size, Transform(args.img_size, train=train), shuffle=train, seed=seed, drop_last=train,
+                  n_workers=0, cache_bytes=2**29)
+
+
+def run(args, name, row, lr, seed, sets):
+    """Trains one run unless its folder holds it; returns its results."""
+    path = Path(args.out) / f"{name.replace(', ', '-').replace(' ', '-')}_lr-{lr:g}_seed-{seed}"
+    settings = {"name": name, "lr": lr, "seed": seed, "row": {k: v for k, v in asdict(row).items() if k != "lrs"},
+                "sets": {kind: len(images) for kind, images in sets.items()}, "epochs": args.epochs,
+                "img_size": args.img_size, "model": args.model, "batch_size": args.batch_size}
+    if not (path / "test.json").exists():
+        if path.exists():
+            for file in path.iterdir():  # began and did not end
+                file.unlink()
+        folder = RunFolder(path)
+        folder.write_json("config.json", settings)
+        train_loader, val_loader, test_loader = (make_loader(args, images, seed, kind == "train")
+                                                 for kind, images in sets.items())
+        model = ready_model(args, row, seed, train_loader, len(sets["train"].classes))
+        train_loader.set_epoch(0)
+        config = TrainConfig(args.epochs, lr, args.optimizer, momentum=args.momentum, weight_decay=args.weight_decay,
+                             n_warmup=args.warmup)
+        result = train(model, train_loader, val_loader, config, folder, progress=False)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        test = evaluate(model, test_loader)
+        del model
+        gc.collect()
+        write_json(path / "test.json", {"accuracy": test.accuracy, "loss": test.loss, "commit": commit()})
+        print(f"{path.name}: test {100 * test.accuracy:.2f} %, {result.seconds_per_step:.3f} s a step", flush=True)
+    there = json.loads((path / "config.json").read_text())
+    if json.loads(json.dumps(settings)) != there:
+        raise ValueError(f"out: {path} holds a run with other settings; name another folder")
+    return {**read_result(path), "test": json.loads((path / "test.json").read_text()), "lr": lr}
+
+
+def resident_bytes(result):
+    """Weights, gradients and optimiser state."""
+    return sum(v for k, v in result["counted"].items() if k != "saved_bytes")
+
+
+def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--img-size", type=int, default=112)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=0.02)
-    parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--warmup", type=int, default=10)
-    parser.add_argument("--variances", type=float, nargs="+", default=[0.7, 0.8, 0.9])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--targets", default="mlp")
-    parser.add_argument("--limit", type=int, default=3000, help="training images")
-    parser.add_argument("--limit-val", type=int, default=1000)
-    parser.add_argument("--calibration", type=int, default=4, help="batches for the whitened start")
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("table", choices=TABLES)
+    add("--data", required=True)
+    add("--weights")
+    add("--model")
+    add("--out", required=True, help="folder of the runs")
+    add("--img-size", type=int)
+    add("--epochs", type=int)
+    add("--batch-size", type=int)
+    add("--optimizer", choices=("sgd", "adamw"))
+    add("--momentum", type=float, default=0.9)
+    add("--weight-decay", type=float)
+    add("--warmup", type=int)
+    add("--calibration", type=int, default=4, help="batches for the start of factors")
+    add("--limit", type=int, help="training images")
+    add("--limit-val", type=int, default=300)
+    add("--limit-test", type=int, default=2000)
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--rows", nargs="+", help="beside dense training, only the rows that start with one of these words")
+    add("--threads", type=int, default=1)
+    add("--results", default=RESULTS, help="folder of the table")
+    args = parser.parse_args(words)
+    title, rows, defaults = TABLES[args.table]
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    wasi.set_num_threads(args.threads)
+    rows = {n: r for n, r in rows.items() if not args.rows or n == "dense" or n.startswith(tuple(args.rows))}
 
     splits = open_splits(args.data)
-    train_set, val_set = splits["train"].subset(args.limit, 0), splits["test"].subset(args.limit_val, 0)
+    held_out = splits["test"].subset(args.limit_val + args.limit_test, 0)
+    val_set, test_set = held_out.split(args.limit_val / len(held_out), 0)
+    sets = {"train": splits["train"].subset(args.limit, 0), "val": val_set, "test": test_set}
 
-    def loaders(seed):
-        return (Loader(train_set, args.batch_size, Transform(args.img_size, train=True), shuffle=True, seed=seed, drop_last=True),
-                Loader(val_set, 100, Transform(args.img_size, train=False)))
+    best = {}
+    for name, row in rows.items():
+        tried = {lr: run(args, name, row, lr, args.seeds[0], sets) for lr in row.lrs}
+        best[name] = min(tried, key=lambda lr: tried[lr]["epochs"][-1]["val_loss"])
+    results = {name: [] for name in rows}
+    for seed in args.seeds:
+        for name, row in rows.items():
+            results[name].append(run(args, name, row, best[name], seed, sets))
+        write_table(args, title, results)
 
-    origin = context(None)
 
-    def record(method, variance, ranks):
-        top1 = [fine_tune(args, method, ranks, seed, loaders) for seed in args.seeds]
-        return {"method": method, "variance": variance, "ranks": ranks, "top1": top1, **origin}
+def write_table(args, title, results):
+    """Reads the runs' results into benchmarks/results/NAME_accuracy.{md,json}."""
+    dense = results["dense"]
+    records = [{"method": name, "lr": runs[0]["lr"], "seeds": args.seeds[: len(runs)],
+                "top1": [100 * r["test"]["accuracy"] for r in runs],
+                "lead": [100 * (r["test"]["accuracy"] - d["test"]["accuracy"]) for r, d in zip(runs, dense)],
+                "resident_bytes": resident_bytes(runs[0]), "counted": runs[0]["counted"],
+                "step_peak_bytes": runs[0]["step_peak_bytes"], "flops_per_image": runs[0]["flops_per_image"],
+                "seconds_per_step": [r["seconds_per_step"] for r in runs],
+                **context(args.threads), "commit": runs[0]["test"]["commit"]}
+               for name, runs in results.items()]
+    first = records[0]
 
-    records = [record("dense", None, None)]
-    for variance in args.variances:
-        ranks = plain_ranks(args, variance)
-        records += [record(method, variance, ranks) for method in METHODS]
+    def over_seeds(values):
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.1f}{spread}"
 
-    def ranks(r):
-        return f"{min(r['ranks'].values())}-{max(r['ranks'].values())}" if r["ranks"] else "full"
+    def ratio(key):
+        return lambda r: f"{r[key] / first[key]:.2f}"
 
-    def top1(epoch):
-        return lambda r: " / ".join(f"{f(s[epoch] for s in r['top1']):.1f}" for f in (statistics.mean, min, max))
-
-    title = f"Fine-tuning ViT-Ti/16 by WSI: top-1 % after each epoch, mean / min / max of seeds {args.seeds}"
-    write_results("wsi_accuracy", title, records, {
-                      "method": lambda r: r["method"],
-                      "variance of the plain SVD": lambda r: r["variance"] or "",
-                      "ranks (of 192)": ranks,
-                      **{f"epoch {e + 1}": top1(e) for e in range(args.epochs)},
-                  })
+    title = (f"{title}: {args.model}, {args.img_size} px, {args.limit} images, "
+             f"{args.epochs} epochs: top-1 % on {args.limit_test} test images, mean ± deviation of seeds {records[0]['seeds']}")
+    write_results(f"{args.table}_accuracy", title, records, {
+        "method": lambda r: r["method"],
+        "lr": lambda r: f"{r['lr']:g}",
+        "top-1 %": lambda r: over_seeds(r["top1"]),
+        "less dense's, same seed": lambda r: over_seeds(r["lead"]),
+        "weights + gradients + optimiser, MiB": lambda r: f"{r['resident_bytes'] / 2**20:.1f}",
+        "of dense's": ratio("resident_bytes"),
+        "saved for backward, MiB": lambda r: mib(r["counted"]["saved_bytes"]),
+        "peak of a step's arrays, MiB": lambda r: mib(r["step_peak_bytes"]),
+        "peak of dense's": ratio("step_peak_bytes"),
+        "training FLOPs of dense's": ratio("flops_per_image"),
+    }, folder=args.results)
 
 
 if __name__ == "__main__":
