@@ -1,11 +1,12 @@
 """Randomised SVD: wasi beside scikit-learn, PyTorch, fbpca and SciPy's svds, at the ranks and shapes of real layers.
 
-Every method runs with its defaults (10 oversamples where it takes any); wasi also with two iterations, as PyTorch and fbpca
-have: its error is below theirs then on the decaying spectrum and on noise, and about 1e-4 above on a stepped one. Times are taken in alternation in one process,
-"time / wasi" is the median of the ratios within a round; svds is timed once. The peak memory beside A comes from a
-fresh process for each method, after one unmeasured call. The noise, whose exact values take minutes, is left out for the
-two large matrices. On a machine that does other work `--threads 1` is the fairer comparison: libraries whose threads wait
-for each other at every step lose most when one of them is interrupted.
+Every method runs with its defaults (10 oversamples where it takes any); wasi also with two iterations, as PyTorch and
+fbpca have: its error is below theirs then on the decaying spectrum and on noise, and about 1e-4 above on a stepped
+one. Times are taken in alternation in one process, "time / wasi" is the median of the ratios within a round; svds is
+timed once. The peak memory beside A comes from a fresh process for each method, after one unmeasured call. The noise,
+whose exact values take minutes, is left out for the two large matrices. On a machine that does other work `--threads
+1` is the fairer comparison: libraries whose threads wait for each other at every step lose most when one of them is
+interrupted.
 
 "error" is |A - U S V'|_F over that of the best approximation, minus 1; below 1e-6 it is rounding. wasi's is held against
 those of scikit-learn, PyTorch and fbpca, which stop early as it does, and is to be smaller, or rounding where theirs is.
