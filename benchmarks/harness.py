@@ -91,7 +91,7 @@ class Isolated:
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(self.threads)))
-        self._seconds = []
+        self._seconds, self._cpu_seconds = [], []
         try:
             self._ask({"file": inspect.getfile(function), "function": function.__name__, "args": args,
                        "threads": self.threads, "path": sys.path})
@@ -112,17 +112,19 @@ class Isolated:
         return answer
 
     def step(self, warmup=False):
-        seconds = self._ask("step")["seconds"]
+        answer = self._ask("step")
         if not warmup:
-            self._seconds.append(seconds)
-        return seconds
+            self._seconds.append(answer["seconds"])
+            self._cpu_seconds.append(answer["cpu_seconds"])
+        return answer["seconds"]
 
     def record(self):
         if not self._seconds:
             raise RuntimeError(f"{self.name}: expected at least one measured step, got none")
         answer = self._ask("report")
         return {"function": self.name, "args": scrub(self.args), "steps": len(self._seconds),
-                "seconds": spread(self._seconds), "seconds_all": self._seconds, **answer, **context(self.threads),
+                "seconds": spread(self._seconds), "seconds_all": self._seconds,
+                "cpu_seconds": spread(self._cpu_seconds), **answer, **context(self.threads),
                 "versions": answer["versions"]}
 
     def close(self):
@@ -141,9 +143,9 @@ class Isolated:
 def run_isolated(function, args, steps=3, warmup=1, threads=None):
     """The record of `function(**args)` measured in a fresh process (see the module and Isolated).
 
-    Record: seconds (median and quartiles of `steps`), peak_bytes, setup_bytes (RSS that set-up left behind) and
-    file_bytes (the part of the growth that is mapped files, that is library code touched for the first time) above
-    baseline_bytes, values (of the last step), and the context: machine, threads, versions, commit, command.
+    Record: seconds and cpu_seconds, of all threads (median and quartiles of `steps`), peak_bytes, setup_bytes (RSS that
+    set-up left behind) and file_bytes (the part of the growth that is mapped files, that is library code touched for the
+    first time) above baseline_bytes, values (of the last step), and the context: machine, threads, versions, commit, command.
     """
     with Isolated(function, args, threads) as process:
         for i in range(warmup + steps):
@@ -171,8 +173,9 @@ def serve(requests, answer):
     answer({"ready": True})
     for request in requests:
         if json.loads(request) == "step":
+            cpu_before = time.process_time()
             seconds, values = timed(step)
-            answer({"seconds": seconds})
+            answer({"seconds": seconds, "cpu_seconds": time.process_time() - cpu_before})
         else:
             now = memory()
             answer({"baseline_bytes": baseline["VmRSS"], "setup_bytes": ready["VmRSS"] - baseline["VmRSS"],

@@ -49,13 +49,15 @@ def wasi_step(model_name, img_size, batch, method="dense", rank=None, micro_batc
     labels = rng.integers(0, 10, batch)
     optimizer = Optimizer(model, "sgd", clip_norm=1.0, gradient_bits=gradient_bits)
     arena = wasi.Arena()
+    flops = model.training_flops(batch, optimizer.rule, micro_batch).total
 
     def step():
         with arena:
             loss = accumulate_gradient(model, images, labels, micro_batch, after=optimizer.after_backward(0.01)).loss
             norm = optimizer.step(0.01)
         stats = arena.stats()
-        return {"loss": loss, "norm": norm, "step_peak_bytes": stats["peak_bytes"], "extent_bytes": stats["extent_bytes"]}
+        return {"loss": loss, "norm": norm, "flops": flops, "step_peak_bytes": stats["peak_bytes"],
+                "extent_bytes": stats["extent_bytes"]}
 
     return step
 
@@ -64,12 +66,12 @@ def wasi_inference(model_name, batch, img_size=None, method="dense", rank=None):
     """Set-up of a forward pass."""
     model = build(model_name, img_size, method, rank)
     S = model.config.img_size
-    images = np.random.default_rng(0).standard_normal((batch, 3, S, S)).astype(np.float32)
-    arena = wasi.Arena()
+    images = np.random.default_rng(0).integers(0, 256, (batch, 3, S, S), np.uint8)
+    arena, flops = wasi.Arena(), model.training_flops(batch).forward
 
     def step():
         with arena:
-            return {"mean_logit": float(model.forward(images).mean())}
+            return {"mean_logit": float(model.forward(images).mean()), "flops": flops}
 
     return step
 
