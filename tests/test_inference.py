@@ -5,7 +5,9 @@ from tables import relative_error
 import wasi
 from wasi.layers import FactoredLinear, Linear
 from wasi.models import inference
-from wasi.models.methods import MethodOptions, apply_method
+from wasi.models.methods import METHODS, MethodOptions, apply_method
+from wasi.training.optimizer import Optimizer
+from wasi.training.step import accumulate_gradient
 
 SMALL = {"img_size": 16, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 3}
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), np.uint8)
@@ -44,6 +46,28 @@ def test_small_ranks_stay_factored_and_full_ones_are_merged(capsys):
         (choice,) = model.inference_choices
         assert choice.rows == 4 * 65 and choice.merged == merged
         assert f"256 x 256 rank {rank}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pytorch_loads_what_a_merged_model_saves(torch, tmp_path, rng, method):
+    """A step by each method, merge, save: PyTorch's logits from the file equal ours."""
+    from safetensors.torch import load_file
+    from torch_models import create_model
+
+    model = wasi.create_model("vit_tiny_patch16_224", num_classes=5, img_size=32, depth=2)
+    images, labels = rng.integers(0, 256, (4, 3, 32, 32), np.uint8), rng.integers(0, 5, 4)
+    apply_method(model, method, MethodOptions(("all",), rank=16), [(images, labels)], verbose=False)
+    accumulate_gradient(model, images, labels)
+    Optimizer(model).step(0.1)
+    want = model.forward(images)
+    wasi.save_model(wasi.merge(model), tmp_path / "m.safetensors")
+    theirs = create_model("vit_tiny_patch16_224", 32, 5).eval()
+    theirs.blocks = theirs.blocks[:2]
+    theirs.load_state_dict(load_file(tmp_path / "m.safetensors"), strict=True)
+    with torch.inference_mode():
+        got = theirs(torch.from_numpy((images / 255 - 0.5) / 0.5).float()).numpy()
+    assert relative_error(model.forward(images), got) < 1e-5
+    assert relative_error(want, got) < (0.02 if method in ("qwasi", "qlora") else 1e-4)
 
 
 def test_gradients_are_let_go_of_and_the_file_round_trips(tmp_path, monkeypatch):

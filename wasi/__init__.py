@@ -33,6 +33,7 @@ from wasi.models import (  # noqa: E402
     load_model,
     load_tokenizer,
     load_weights,
+    merge,
     optimize_for_inference,
     save_model,
 )
@@ -41,5 +42,5 @@ from wasi.planning import plan  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = ["Arena", "Plan", "create_model", "factorize", "generate", "get_num_threads", "linalg", "list_models", "load_llama",
-           "load_model", "load_tokenizer", "load_weights", "ops", "optimize_for_inference", "plan",
-           "save_model", "set_num_threads"]
+           "load_model", "load_tokenizer", "load_weights", "merge", "ops", "optimize_for_inference", "plan", "save_model",
+           "set_num_threads"]

@@ -43,6 +43,10 @@ class Bf16Linear(Module):
         """x (..., I) -> y (..., O); keeps nothing."""
         return ops.bf16_linear(x, self.bits)
 
+    def merged_weight(self):
+        """The dense weight in float32 (O, I)."""
+        return ops.bf16_expand(self.bits)
+
     def prepare(self):
         """Nothing to ready."""
 

@@ -114,6 +114,10 @@ class LoraFactoredLinear(Module):
         self.up = LoraLinear(L, bias, rank, alpha, rng)
 
     @property
+    def bias(self):
+        return self.up.bias
+
+    @property
     def out_features(self):
         return self.up.out_features
 

@@ -37,6 +37,10 @@ class DenseWeightLinear(Linear):
     def fixed_bytes(self):
         return self._L.nbytes + self._R.nbytes
 
+    def merged_weight(self):
+        """The dense weight that it computes with, L R (O, I); W itself is near it."""
+        return self._L @ self._R
+
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O)."""
         if train:

@@ -1,4 +1,4 @@
-"""Chooses, by measurement on this machine, which layers to multiply out for inference."""
+"""Multiplies layers out to dense ones: all of them, to hand a model on, or those that this machine runs faster so."""
 
 import statistics
 import time
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from wasi.layers import Linear, Module
-from wasi.layers.linear import LinearBase
 
 # A layer is merged where that is faster by more than this; below, its factors are as fast and smaller.
 MIN_GAIN = 0.05
@@ -37,6 +36,24 @@ class _Recorder(Module):
         return self.linear.forward(x)
 
 
+def merge(model):
+    """Replaces every layer that holds factors, residuals, updates or bfloat16 by a dense one of the same function, in place.
+
+    What `save_model` then writes has the tensors of the published architecture alone, under timm's names for a ViT, so PyTorch
+    loads it unchanged. Returns the model, every weight trainable.
+
+    >>> import wasi
+    >>> model = merge(wasi.factorize(wasi.create_model("vit_micro_patch4_32"), rank=8, verbose=False))
+    >>> model.blocks[0].mlp.fc1.weight.data.shape
+    (256, 64)
+    """
+    for name, layer in _mergeable(model):
+        model.set_module(name, _dense(layer))
+    for _, p in model.named_parameters():
+        p.trainable = True
+    return model
+
+
 def optimize_for_inference(model, example, rounds=7, verbose=True):
     """Replaces layers that hold factors, residuals or updates by dense ones where those are faster, in place.
 
@@ -52,8 +69,7 @@ def optimize_for_inference(model, example, rounds=7, verbose=True):
     >>> len(model.inference_choices)  # fc1 and fc2
     2
     """
-    recorders = {name: _Recorder(layer) for name, layer in model.named_modules()
-                 if isinstance(layer, LinearBase) and hasattr(layer, "merged_weight")}
+    recorders = {name: _Recorder(layer) for name, layer in _mergeable(model)}
     for name, recorder in recorders.items():
         model.set_module(name, recorder)
     try:
@@ -70,15 +86,24 @@ def optimize_for_inference(model, example, rounds=7, verbose=True):
     choices = []
     for (kind, rows), names in groups.items():
         layer = recorders[names[0]].linear
-        as_it_is, merged = _compare(layer, _merge(layer), rows, rounds)
+        as_it_is, merged = _compare(layer, _dense(layer), rows, rounds)
         better = merged < (1 - MIN_GAIN) * as_it_is
         for name in names if better else ():
-            model.set_module(name, _merge(recorders[name].linear))
+            model.set_module(name, _dense(recorders[name].linear))
         choices.append(InferenceChoice(tuple(names), kind, rows, as_it_is, merged, better))
     model.inference_choices = choices
     if verbose:
         print(choices_table(choices))
     return model
+
+
+def _mergeable(model):
+    """(name, layer) of what is not dense already; outermost, so a layer made of such layers is one."""
+    found = []
+    for name, layer in model.named_modules():
+        if hasattr(layer, "merged_weight") and not any(name.startswith(outer + ".") for outer, _ in found):
+            found.append((name, layer))
+    return found
 
 
 def _describe(layer):
@@ -91,8 +116,9 @@ def _describe(layer):
     return " ".join(parts)
 
 
-def _merge(layer):
-    return Linear(layer.merged_weight(), layer.bias and layer.bias.data)
+def _dense(layer):
+    bias = getattr(layer, "bias", None)
+    return Linear(layer.merged_weight(), bias and bias.data)
 
 
 def _compare(layer, merged, rows, rounds):
