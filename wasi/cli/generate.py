@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 import wasi
-from wasi.models import generate, load_llama, load_model, load_tokenizer
+from wasi.cli.texts import open_tokenizer
+from wasi.models import generate, load_llama, load_model
 from wasi.models.weights import TensorFile
 
 DESCRIPTION = "Continues a text by a decoder of the Llama architecture, from a cache of keys and values."
@@ -14,7 +15,8 @@ def add_arguments(parser):
     add = parser.add_argument
     add("--weights", required=True, help="folder with config.json and safetensors, a safetensors file of wasi's own, or a "
                                          "llama2.c checkpoint (.bin)")
-    add("--tokenizer", help="tokenizer.json or llama2.c's tokenizer file (default: tokenizer.json beside the weights)")
+    add("--tokenizer", help="tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
+                           "beside the weights)")
     add("--prompt", default="Once upon a time")
     add("--tokens", type=int, default=100, help="new tokens at most")
     add("--temperature", type=float, default=0.0, help="0: the most probable token each time")
@@ -28,7 +30,7 @@ def run(args):
         wasi.set_num_threads(args.threads)
     weights = Path(args.weights)
     model = open_decoder(weights)
-    tokenizer = load_tokenizer(args.tokenizer or (weights if weights.is_dir() else weights.parent / "tokenizer.json"))
+    tokenizer = open_tokenizer(args.tokenizer, weights)
     ids = tokenizer.encode(args.prompt)
     written = ""
 

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from wasi.cli import texts
+from wasi.models import create_model
 from wasi.models.methods import FACTORED, METHODS, STARTS, MethodOptions
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
 from wasi.training.loop import TrainConfig
 from wasi.training.ranks import RankAdaptation
 from wasi.training.runlog import read_csv
 
+TASKS = ("image-classification", "text-classification", "lm")
 # Methods whose factors the WSI step trains, and those whose subspace can be followed.
 WSI = ("wsi", "wasi", "qwasi")
 TRACKED = (*WSI, "wsi-dense", "svd")
@@ -19,9 +22,17 @@ TRACKED = (*WSI, "wsi-dense", "svd")
 def add_training_options(parser):
     """Adds what describes one training run besides its method, its seed and its folder."""
     add = parser.add_argument
-    add("--data", help="image folder, tar, tar.gz or npz (default: the shipped sign-language digits)")
-    add("--weights", help="safetensors file with timm or torchvision names to start from (default: random)")
-    add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32)")
+    add("--task", choices=TASKS, default=TASKS[0])
+    add("--data", help="images: a folder, tar, tar.gz or npz (default: the shipped sign-language digits); text-classification: a "
+                       "folder with train.tsv and dev.tsv of lines sentence<TAB>label; lm: a text file")
+    add("--weights", help="to start from: a safetensors file with timm or torchvision names; for texts a folder with config.json "
+                          "and safetensors, or a llama2.c checkpoint (default: random)")
+    add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32; for texts "
+                        "llama_micro)")
+    add("--tokenizer", help="of texts: tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
+                            "beside the weights, bytes without any)")
+    add("--length", type=int, default=128, help="of texts: tokens a sample; longer sentences are cut")
+    add("--last-layers", type=int, help="of a decoder: train the last so many blocks only (default: all)")
     add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
     add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
                                  "since random weights have no spectrum to choose by)")
@@ -37,22 +48,22 @@ def add_training_options(parser):
     add("--targets", help="layers to factor: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
     add("--plan", help="JSON that `wasi plan` wrote: it decides ranks, bits, start, activation ranks, targets, batch size, "
                        "micro-batch and optimiser")
-    add("--epochs", type=int, help="passes over the training images (default: 2 with --weights, else 30)")
+    add("--epochs", type=int, help="passes over the training set (default: 2 with --weights, else 30, of texts 10)")
     add("--batch-size", type=int, help="(default: 32)")
     add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
     add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
     add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
-    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd with --weights, else adamw)")
-    add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw)")
+    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
+    add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw, 0.001 for texts with --weights)")
     add("--momentum", type=float, help="of sgd (default: 0.9)")
     add("--weight-decay", type=float, help="(default: 0 for sgd, 0.05 for adamw)")
     add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
-    add("--label-smoothing", type=float, help="(default: 0 with --weights, else 0.1)")
+    add("--label-smoothing", type=float, help="(default: 0 with --weights and for texts, else 0.1)")
     add("--schedule", choices=("constant", "cosine", "linear"), default="cosine")
     add("--warmup", type=int, help="steps of linear warm-up (default: 10 with --weights, else 100)")
     add("--img-size", type=int, help="pixels a side (default: the architecture's)")
-    add("--limit", type=int, help="use at most this many training images, evenly over the classes")
-    add("--limit-val", type=int, help="the same for validation images")
+    add("--limit", type=int, help="use at most this many training samples; images: evenly over the classes")
+    add("--limit-val", type=int, help="the same for validation")
     add("--adapt-ranks", type=int, metavar="N", help="let the ranks of wsi, wasi and qwasi follow the spectrum of their factors: "
         "every N steps a layer may shrink or grow (default: ranks stay)")
     add("--grow", type=float, default=0.99, help="with --adapt-ranks: add directions where all but the last explain less")
@@ -98,6 +109,11 @@ def run_in_child(words, silent=False):
         return 130
 
 
+def open_data(args):
+    """The training and the validation set of the task."""
+    return open_images(args) if args.task == "image-classification" else texts.open_texts(args)
+
+
 def open_images(args):
     """The training and the validation set. A source without a validation or test split gives a fifth of its images."""
     splits = open_splits(args.data) if args.data else sign_digits()
@@ -110,9 +126,22 @@ def open_images(args):
     return train_set, val_set
 
 
-def make_loaders(args, train_set, val_set, img_size):
-    """Loaders of both sets; the order of the training images depends on the seed alone."""
+def make_model(args, classes):
+    """The dense model to start from."""
+    if args.task != "image-classification":
+        return texts.make_decoder(args, classes)
+    model = create_model(model_name(args), num_classes=len(classes), img_size=args.img_size, weights=args.weights, seed=args.seed)
+    if model.architecture != "vit":
+        raise ValueError(f"--model: {args.model} takes text; expected --task text-classification or lm")
+    return model
+
+
+def make_loaders(args, train_set, val_set, model):
+    """Loaders of both sets; the order of the training samples depends on the seed alone."""
     batch_size = batch_size_of(args)
+    if args.task != "image-classification":
+        return texts.make_token_loaders(args, batch_size, train_set, val_set)
+    img_size = model.config.img_size
     return (Loader(train_set, batch_size, Transform(img_size, train=True), shuffle=True, seed=args.seed, drop_last=True),
             Loader(val_set, min(batch_size, len(val_set)), Transform(img_size, train=False)))
 
@@ -125,9 +154,9 @@ def targets_of(args):
     return tuple((args.targets or "mlp").split(","))
 
 
-def optimizer_of(args):
-    """Kind and momentum, with the defaults that depend on whether weights were given."""
-    return args.optimizer or ("sgd" if args.weights else "adamw"), 0.9 if args.momentum is None else args.momentum
+def optimizer_of(args, text=False):
+    """Kind and momentum, with the defaults that depend on whether weights were given and on the task."""
+    return args.optimizer or ("sgd" if args.weights and not text else "adamw"), 0.9 if args.momentum is None else args.momentum
 
 
 def follow_plan(args, plan):
@@ -151,6 +180,8 @@ def follow_plan(args, plan):
 
 
 def model_name(args):
+    if args.task != "image-classification":
+        return texts.decoder_name(args)
     return args.model or ("vit_tiny_patch16_224" if args.weights else "vit_micro_patch4_32")
 
 
@@ -177,7 +208,14 @@ def own_options(args, method):
 
 
 def check_options(args, methods):
-    """Raises ValueError for an option that none of the methods has a use for."""
+    """Raises ValueError for an option that the task or none of the methods has a use for."""
+    text = args.task != "image-classification"
+    for flag, value, used in (("--tokenizer", args.tokenizer, text), ("--last-layers", args.last_layers, text),
+                              ("--img-size", args.img_size, not text), ("--plan", args.plan, not text)):
+        if value is not None and not used:
+            raise ValueError(f"{flag}: not an option of --task {args.task}")
+    if args.length < 1:
+        raise ValueError(f"--length: expected at least 1 token, got {args.length}")
     for flag, value, users in (("--adapt-ranks", args.adapt_ranks, WSI), ("--track-subspaces", args.track_subspaces, TRACKED)):
         if value is not None and value < 0:
             raise ValueError(f"{flag}: expected a positive number of steps, got {value}")
@@ -191,17 +229,18 @@ def train_config(args, method):
     if args.adapt_ranks and method in WSI:
         adaptation = RankAdaptation(every=args.adapt_ranks, grow=args.grow, shrink=args.shrink, max_bytes=args.max_factor_bytes,
                                     seed=args.seed)
-    optimizer, momentum = optimizer_of(args)
+    text = args.task != "image-classification"
+    optimizer, momentum = optimizer_of(args, text)
     return TrainConfig(
-        epochs=args.epochs or (2 if args.weights else 30),
-        lr=args.lr or {"sgd": 0.02, "adamw": 0.003}[optimizer],
+        epochs=args.epochs or (2 if args.weights else 10 if text else 30),
+        lr=args.lr or {"sgd": 0.02, "adamw": 0.001 if text and args.weights else 0.003}[optimizer],
         optimizer=optimizer,
         momentum=momentum,
         weight_decay={"sgd": 0.0, "adamw": 0.05}[optimizer] if args.weight_decay is None else args.weight_decay,
         clip_norm=args.clip or None,
         schedule=args.schedule,
         n_warmup=(10 if args.weights else 100) if args.warmup is None else args.warmup,
-        label_smoothing=(0.0 if args.weights else 0.1) if args.label_smoothing is None else args.label_smoothing,
+        label_smoothing=(0.0 if args.weights or text else 0.1) if args.label_smoothing is None else args.label_smoothing,
         micro_batch=args.micro_batch,
         gradient_bits=args.gradient_bits,
         layerwise=args.layerwise,

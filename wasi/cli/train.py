@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -42,7 +43,7 @@ def run(args):
             status = options.run_in_child(options.words_of(args, method=method, out=out / method, **changes))
             if status:
                 return status
-    print(summarise(out, methods))
+    print(summarise(out, methods, args.task))
     return 0
 
 
@@ -55,13 +56,12 @@ def train_one(args, method, out, plan=None):
         wasi.set_num_threads(args.threads)
     folder = RunFolder(out)
     start_rss = rss_bytes()
-    train_set, val_set = options.open_images(args)
+    train_set, val_set = options.open_data(args)
     data_rss = rss_bytes()
     name = options.model_name(args)
-    model = wasi.create_model(name, num_classes=len(train_set.classes), img_size=args.img_size, weights=args.weights,
-                              seed=args.seed)
-    size = model.config.img_size
-    train_loader, val_loader = options.make_loaders(args, train_set, val_set, size)
+    model = options.make_model(args, train_set.classes)
+    size = {"length": args.length} if model.architecture == "llama" else {"img_size": model.config.img_size}
+    train_loader, val_loader = options.make_loaders(args, train_set, val_set, model)
     if plan is not None:
         plan.apply(model, list(itertools.islice(train_loader, plan.calibration)))
         print(plan)
@@ -69,7 +69,7 @@ def train_one(args, method, out, plan=None):
     else:
         apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
     config = options.train_config(args, method)
-    folder.write_json("config.json", {"method": method, "model": name, "img_size": size, "classes": list(train_set.classes),
+    folder.write_json("config.json", {"method": method, "model": name, **size, "classes": list(train_set.classes),
                                       "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
                                       **asdict(config)})
     train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method, plan=plan,
@@ -78,15 +78,18 @@ def train_one(args, method, out, plan=None):
         print(f"not used: {problem.name}: {problem.reason}", file=sys.stderr)
 
 
-def summarise(out, methods):
+def summarise(out, methods, task):
     """Reads the runs' results, writes summary.md and (for several) curves.png, and returns the table."""
+    language = task == "lm"
     folders = {m: out / m if len(methods) > 1 else out for m in methods}
-    lines = ["| method | parameters | top-1 | seconds a step | peak memory above start | of it in steps |",
-             "|---|---|---|---|---|---|"]
+    lines = [f"| method | parameters | {'perplexity' if language else 'top-1'} | seconds a step | peak memory above start | "
+             "of it in steps |", "|---|---|---|---|---|---|"]
     curves = {}
     for method, folder in folders.items():
         r = json.loads((folder / "result.json").read_text())
-        lines.append(f"| {method} | {r['parameters']:,} | {100 * r['val_accuracy']:.1f} % | {r['seconds_per_step']:.3f} | "
+        losses = [epoch["val_loss"] for epoch in r["epochs"]]
+        reached = f"{math.exp(losses[-1]):.2f}" if language and losses else f"{100 * r['val_accuracy']:.1f} %"
+        lines.append(f"| {method} | {r['parameters']:,} | {reached} | {r['seconds_per_step']:.3f} | "
                      f"{mib(r['peak_rss_above_start_bytes']):.0f} MiB | {mib(r['step_peak_bytes']):.0f} MiB |")
         curves[method] = (read_steps(folder / "steps.csv"), r["epochs"])
     table = "\n".join(lines)

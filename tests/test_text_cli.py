@@ -1,0 +1,55 @@
+import json
+
+import pytest
+from test_text import write_sentences
+
+from wasi.cli import main
+
+
+@pytest.mark.parametrize("method", ["dense", "qwasi"])
+def test_text_classification(tmp_path, capsys, method):
+    words = ["train", "--task", "text-classification", "--data", str(write_sentences(tmp_path / "data")), "--method", method,
+             "--targets", "all", "--epochs", "2", "--batch-size", "8", "--out", str(tmp_path / "run"), "--quiet",
+             "--length", "20"]
+    assert main(words) == 0
+    assert "| top-1 |" in capsys.readouterr().out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model"] == "llama_micro" and config["length"] == 20 and config["classes"] == ["no", "yes"]
+    assert config["n_train"] == 32 and config["n_val"] == 8  # no dev.tsv: a fifth is held out
+
+
+def test_language_modelling_and_generation_from_the_run(tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("to be or not to be, that is the question\n" * 40)
+    words = ["train", "--task", "lm", "--data", str(tmp_path / "t.txt"), "--method", "dense", "--epochs", "6", "--batch-size",
+             "4", "--out", str(tmp_path / "run"), "--quiet", "--length", "32", "--limit", "40", "--limit-val", "4",
+             "--warmup", "5"]
+    assert main(words) == 0
+    assert "| perplexity |" in capsys.readouterr().out
+    weights = str(tmp_path / "run" / "model.safetensors")
+    assert main(["generate", "--weights", weights, "--tokenizer", "bytes", "--prompt",
+                 "to be", "--tokens", "10"]) == 0
+    assert capsys.readouterr().out.startswith("to be")
+
+
+def test_the_last_layers_of_published_weights(tmp_path, shared_data, capsys):
+    words = ["train", "--task", "text-classification", "--data", str(write_sentences(tmp_path / "data", 20)), "--method", "wasi",
+             "--weights", str(shared_data("stories260k/stories260K.bin")), "--epochs", "1", "--batch-size", "8", "--quiet",
+             "--tokenizer", str(shared_data("stories260k/tok512.bin")), "--last-layers", "2", "--targets", "all", "--rank", "8"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    counted = json.loads((tmp_path / "run" / "result.json").read_text())["counted"]
+    assert counted["frozen_bytes"] > counted["trained_bytes"] > 0
+    assert main([*words, "--out", str(tmp_path / "other"), "--last-layers", "6"]) == 2
+    assert "last_layers: expected 0 to 5, got 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, text", [
+    (["--task", "lm"], "--data: expected a text file for --task lm, got none"),
+    (["--task", "text-classification"], "--data: expected a folder with train.tsv"),
+    (["--task", "lm", "--data", "t", "--img-size", "32"], "--img-size: not an option of --task lm"),
+    (["--last-layers", "2"], "--last-layers: not an option of --task image-classification"),
+    (["--model", "llama_micro"], "--model: llama_micro takes text"),
+    (["--task", "lm", "--data", "t", "--model", "vit_micro_patch4_32"], "expected a text file"),
+    (["--task", "lm", "--data", "t", "--length", "0"], "--length: expected at least 1 token")])
+def test_what_does_not_go_together_is_refused(tmp_path, capsys, words, text):
+    assert main(["train", "--method", "dense", "--out", str(tmp_path / "run"), *words]) == 2
+    assert text in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""What the text tasks of `wasi train` are made from: tokenizer, data, decoder, loaders."""
+
+from pathlib import Path
+
+import wasi
+from wasi.models.llama import LLAMA_CONFIGS
+from wasi.models.tokenizer import ByteTokenizer, load_tokenizer
+from wasi.training.text import TokenLoader, open_sentences, open_windows
+
+
+def open_tokenizer(name, weights):
+    """The tokenizer of --tokenizer, or that beside the weights; bytes where there are neither."""
+    if name == "bytes" or (name is None and weights is None):
+        return ByteTokenizer()
+    if name is None:
+        weights = Path(weights)
+        name = weights if weights.is_dir() else weights.parent / "tokenizer.json"
+    return load_tokenizer(name)
+
+
+def open_texts(args):
+    """The training and the validation set. Sentences without a validation or test split give a fifth of theirs."""
+    if not args.data:
+        wanted = "a text file" if args.task == "lm" else "a folder with train.tsv"
+        raise ValueError(f"--data: expected {wanted} for --task {args.task}, got none")
+    tokenizer = open_tokenizer(args.tokenizer, args.weights)
+    if args.task == "lm":
+        splits = open_windows(args.data, tokenizer, args.length)
+    else:
+        splits = open_sentences(args.data, tokenizer, args.length)
+    train_set, val_set = splits["train"], splits.get("val") or splits.get("test")
+    if val_set is None:
+        train_set, val_set = train_set.split(0.8, args.seed)
+    train_set = train_set.subset(args.limit, args.seed) if args.limit else train_set
+    val_set = val_set.subset(args.limit_val, args.seed) if args.limit_val else val_set
+    return train_set, val_set
+
+
+def decoder_name(args):
+    return args.model or (Path(args.weights).name if args.weights else "llama_micro")
+
+
+def make_decoder(args, classes):
+    """The model of --weights, or a new one of --model whose vocabulary is the tokenizer's."""
+    num_classes = None if args.task == "lm" else len(classes)
+    if args.weights:
+        return wasi.load_llama(args.weights, num_classes, args.last_layers, args.seed)
+    name = decoder_name(args)
+    if name not in LLAMA_CONFIGS:
+        raise ValueError(f"--model: expected one of {', '.join(LLAMA_CONFIGS)} for --task {args.task}, got {name!r}")
+    vocabulary = len(open_tokenizer(args.tokenizer, None))
+    model = wasi.create_model(name, num_classes, seed=args.seed, vocab_size=vocabulary)
+    if args.last_layers is not None:
+        model.train_last(args.last_layers)
+    return model
+
+
+def make_token_loaders(args, batch_size, train_set, val_set):
+    """Loaders of both sets; the order of the training samples depends on the seed alone."""
+    return (TokenLoader(train_set, batch_size, shuffle=True, seed=args.seed, drop_last=True),
+            TokenLoader(val_set, min(batch_size, len(val_set))))
