@@ -226,6 +226,54 @@ def test_scratch_is_independent_of_the_square(rng):
     assert peak < N * N * 4 / 20
 
 
+# (B, H, W, heads, D, window, shift): a window for all, one token a window, oblong, more than a block of queries, of keys.
+WINDOW_SHAPES = [(2, 14, 14, 3, 32, 7, 3), (1, 7, 7, 2, 8, 7, 0), (3, 4, 4, 1, 5, 1, 0), (2, 8, 12, 2, 16, 4, 2),
+                 (1, 4, 6, 1, 3, 2, 1), (1, 20, 10, 2, 4, 10, 7), (1, 34, 34, 1, 8, 17, 8)]
+
+
+@pytest.mark.parametrize("B, H, W, heads, D, M, shift", WINDOW_SHAPES)
+def test_windows_match_reference(rng, n_threads, isa, B, H, W, heads, D, M, shift):
+    qkv, do, bias = normal(rng, B, H, W, 3 * heads * D), normal(rng, B, H, W, heads * D), normal(rng, heads, M * M, M * M)
+    cut = [ref.windows_of(a, M, shift) for a in wide([do, qkv])]
+    want_o, want_lse, want_dqkv, want_dbias = packed_reference(*cut, heads, bias=bias.astype(float),
+                                                               mask=ref.seam_mask(H, W, M, shift))
+    o, lse = ops.window_attention(qkv, heads, M, shift, bias=bias)
+    assert_close(o, ref.images_of(want_o, H, W, shift))
+    assert_close(lse, want_lse)
+    dbias, dqkv = np.ones_like(bias), np.full_like(qkv, np.nan)
+    assert ops.window_attention_backward(do, qkv, o, lse, heads, M, shift, bias=bias, dbias=dbias, out=dqkv) is dqkv
+    assert_close(dqkv, ref.images_of(want_dqkv, H, W, shift))
+    assert_close(dbias, want_dbias + 1)
+
+
+def test_windows_equal_attention_of_windows_cut_out(rng):
+    qkv = normal(rng, 2, 6, 6, 24)
+    o, lse = ops.window_attention(qkv, 2, 3)
+    want, want_lse = ops.attention(np.ascontiguousarray(ref.windows_of(qkv, 3)), 2)
+    assert np.array_equal(ref.windows_of(o, 3), want) and np.array_equal(lse, want_lse)
+
+
+def test_bad_windows_are_refused_by_name(rng):
+    qkv = normal(rng, 2, 6, 6, 24)
+    o, lse = ops.window_attention(qkv, 2, 3)
+    with pytest.raises(ValueError, match="window: expected a divisor of the height and width of qkv, 6 x 6, got 4"):
+        ops.window_attention(qkv, 2, 4)
+    with pytest.raises(ValueError, match="window: expected at least 1, got 0"):
+        ops.window_attention(qkv, 2, 0)
+    with pytest.raises(ValueError, match="shift: expected 0 to window - 1 = 2, got 3"):
+        ops.window_attention(qkv, 2, 3, 3)
+    with pytest.raises(ValueError, match=r"qkv.shape\[3\]: expected a multiple of 3 \* n_heads .* got 24"):
+        ops.window_attention(qkv, 5, 3)
+    with pytest.raises(ValueError, match=r"bias.shape\[1\]: expected 9"):
+        ops.window_attention(qkv, 2, 3, bias=np.zeros((2, 4, 4), np.float32))
+    with pytest.raises(ValueError, match=r"do.shape\[3\]: expected 8"):
+        ops.window_attention_backward(qkv, qkv, o, lse, 2, 3)
+    with pytest.raises(ValueError, match=r"lse.shape\[0\]: expected 8"):
+        ops.window_attention_backward(o, qkv, o, lse[:4].copy(), 2, 3)
+    with pytest.raises(ValueError, match="out: expected memory of its own"):
+        ops.window_attention_backward(o, qkv, o, lse, 2, 3, out=qkv)
+
+
 def test_bad_input_is_refused_by_name(rng):
     qkv, do = normal(rng, 2, 5, 24), normal(rng, 2, 5, 8)
     o, lse = ops.attention(qkv, 2)

@@ -69,6 +69,14 @@ def test_tokens_match_reference(rng, n_threads, n_cls):
         assert_close(dcls, want_dcls + 1)
 
 
+@pytest.mark.parametrize("B, H, W, C", [(2, 4, 4, 3), (1, 2, 6, 1), (3, 28, 28, 17), (0, 2, 2, 5)])
+def test_merged_patches_match_reference_and_come_back(rng, n_threads, B, H, W, C):
+    x = rng.standard_normal((B, H, W, C)).astype(np.float32)
+    y = ops.merge_patches(x)
+    assert np.array_equal(y, ref.merge_patches(x))
+    assert np.array_equal(ops.merge_patches_backward(y), x)
+
+
 def test_bad_input_is_refused_by_name():
     images = np.zeros((1, 3, 30, 30), np.uint8)
     with pytest.raises(ValueError, match="images: expected shape .* patch size 16, got images of 30 x 30"):
@@ -84,3 +92,7 @@ def test_bad_input_is_refused_by_name():
         ops.assemble_tokens(rows, np.zeros((1, 1, 8), np.float32), pos)
     with pytest.raises(ValueError, match="patches: expected shape"):
         ops.fold_patches(np.zeros((1, 3, 12), np.float32), 2)
+    with pytest.raises(ValueError, match=r"x.shape\[2\]: expected an even number, got 3"):
+        ops.merge_patches(np.zeros((1, 2, 3, 4), np.float32))
+    with pytest.raises(ValueError, match=r"dy.shape\[3\]: expected a multiple of 4, got 6"):
+        ops.merge_patches_backward(np.zeros((1, 2, 3, 6), np.float32))

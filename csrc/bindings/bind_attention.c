@@ -189,6 +189,44 @@ static int need_packed(PyObject *object, Py_ssize_t n_heads, wasi_array *qkv, wa
     return 1;
 }
 
+/* qkv, an array of images B x height x width x 3C, of which `a` attends within windows. */
+static int need_windows(PyObject *object, Py_ssize_t n_heads, Py_ssize_t window, Py_ssize_t shift, wasi_array *qkv,
+                        wasi_attention *a)
+{
+    if (!wasi_need_f32(object, 4, "qkv", qkv) || !need_positive(n_heads, "n_heads") ||
+        !need_positive(window, "window") || !need_positive(qkv->dim[1], "qkv.shape[1]") ||
+        !need_positive(qkv->dim[2], "qkv.shape[2]"))
+        return 0;
+    npy_intp height = qkv->dim[1], width = qkv->dim[2];
+    if (height % window || width % window) {
+        PyErr_Format(PyExc_ValueError, "window: expected a divisor of the height and width of qkv, %zd x %zd, got %zd",
+                     (Py_ssize_t)height, (Py_ssize_t)width, window);
+        return 0;
+    }
+    if (shift < 0 || shift >= window) {
+        PyErr_Format(PyExc_ValueError, "shift: expected 0 to window - 1 = %zd, got %zd", window - 1, shift);
+        return 0;
+    }
+    if (qkv->dim[3] == 0 || qkv->dim[3] % 3 != 0 || qkv->dim[3] / 3 % n_heads != 0) {
+        PyErr_Format(PyExc_ValueError, "qkv.shape[3]: expected a multiple of 3 * n_heads (n_heads is %zd), got %zd",
+                     n_heads, (Py_ssize_t)qkv->dim[3]);
+        return 0;
+    }
+    *a = (wasi_attention){.B = qkv->dim[0] * (height / window) * (width / window), .Nq = window * window,
+                          .Nk = window * window, .H = n_heads, .Hkv = n_heads, .D = qkv->dim[3] / 3 / n_heads,
+                          .window = window, .height = height, .width = width, .shift = shift};
+    return 1;
+}
+
+/* An array of the shape of o, images B x height x width x C. */
+static int need_images(PyObject *object, const wasi_array *qkv, const char *name, wasi_array *out)
+{
+    return wasi_need_f32(object, 4, name, out) && wasi_need_dim(out, 0, qkv->dim[0], name, "qkv.shape[0]") &&
+           wasi_need_dim(out, 1, qkv->dim[1], name, "qkv.shape[1]") &&
+           wasi_need_dim(out, 2, qkv->dim[2], name, "qkv.shape[2]") &&
+           wasi_need_dim(out, 3, qkv->dim[3] / 3, name, "qkv.shape[3] / 3");
+}
+
 /* An array of the shape of o, B x N x C. */
 static int need_tokens(PyObject *object, const wasi_attention *a, const char *name, wasi_array *out)
 {
@@ -197,11 +235,11 @@ static int need_tokens(PyObject *object, const wasi_attention *a, const char *na
            wasi_need_dim(out, 2, a->H * a->D, name, "qkv.shape[2] / 3");
 }
 
-/* Part `i` of `parts` (q, k, v: of 3; o: of 1) of an array B x N x parts C. */
+/* Part `i` of `parts` (q, k, v: of 3; o: of 1) of an array B x N x parts C, or of images. */
 static wasi_heads packed(void *data, int i, int parts, const wasi_attention *a)
 {
-    npy_intp C = a->H * a->D;
-    return (wasi_heads){(float *)data + i * C, a->Nq * parts * C, parts * C, a->D};
+    npy_intp C = a->H * a->D, tokens = a->window ? a->height * a->width : a->Nq;
+    return (wasi_heads){(float *)data + i * C, tokens * parts * C, parts * C, a->D};
 }
 
 static wasi_const_heads const_packed(void *data, int i, int parts, const wasi_attention *a)
@@ -249,6 +287,56 @@ static PyObject *attention_backward(PyObject *self, PyObject *args, PyObject *kw
         return NULL;
     PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, 3, qkv.dim, "out");
     if (out == NULL || !wasi_need_f32((PyObject *)out, 3, "out", &dqkv) ||
+        !wasi_need_disjoint(&dqkv, "out", &qkv, "qkv") || !wasi_need_disjoint(&dqkv, "out", &dout, "do") ||
+        !wasi_need_disjoint(&dqkv, "out", &o, "o") ||
+        !run_backward(packed(dqkv.data, 0, 3, &a), packed(dqkv.data, 1, 3, &a), packed(dqkv.data, 2, 3, &a), &dbias,
+                      const_packed(dout.data, 0, 1, &a), const_packed(qkv.data, 0, 3, &a),
+                      const_packed(qkv.data, 1, 3, &a), const_packed(qkv.data, 2, 3, &a),
+                      const_packed(o.data, 0, 1, &a), &lse, &a))
+        Py_CLEAR(out);
+    return (PyObject *)out;
+}
+
+static PyObject *window_attention_forward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"qkv", "n_heads", "window", "shift", "scale", "bias", "out", NULL};
+    PyObject *qkv_obj, *out_obj = Py_None, *result = NULL;
+    Py_ssize_t n_heads, window, shift = 0;
+    options opt = NO_OPTIONS;
+    wasi_attention a;
+    wasi_array qkv, dbias, o;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Onn|nOOO:window_attention_forward", names, &qkv_obj, &n_heads,
+                                     &window, &shift, &opt.scale, &opt.bias, &out_obj))
+        return NULL;
+    if (!need_windows(qkv_obj, n_heads, window, shift, &qkv, &a) || !read_options(&opt, &a, &dbias))
+        return NULL;
+    npy_intp dims[] = {qkv.dim[0], qkv.dim[1], qkv.dim[2], a.H * a.D};
+    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, 4, dims, "out");
+    if (out != NULL && need_images((PyObject *)out, &qkv, "out", &o) && wasi_need_disjoint(&o, "out", &qkv, "qkv"))
+        result = run_forward(out, packed(o.data, 0, 1, &a), const_packed(qkv.data, 0, 3, &a),
+                             const_packed(qkv.data, 1, 3, &a), const_packed(qkv.data, 2, 3, &a), &a);
+    Py_XDECREF(out);
+    return result;
+}
+
+static PyObject *window_attention_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"do",    "qkv",   "o",    "lse",   "n_heads", "window",
+                            "shift", "scale", "bias", "dbias", "out",     NULL};
+    PyObject *do_obj, *qkv_obj, *o_obj, *lse_obj, *out_obj = Py_None;
+    Py_ssize_t n_heads, window, shift = 0;
+    options opt = NO_OPTIONS;
+    wasi_attention a;
+    wasi_array dout, qkv, o, lse, dbias, dqkv;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOnn|nOOOO:window_attention_backward", names, &do_obj, &qkv_obj,
+                                     &o_obj, &lse_obj, &n_heads, &window, &shift, &opt.scale, &opt.bias, &opt.dbias,
+                                     &out_obj))
+        return NULL;
+    if (!need_windows(qkv_obj, n_heads, window, shift, &qkv, &a) || !need_images(do_obj, &qkv, "do", &dout) ||
+        !need_images(o_obj, &qkv, "o", &o) || !need_lse(lse_obj, &a, &lse) || !read_options(&opt, &a, &dbias))
+        return NULL;
+    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, 4, qkv.dim, "out");
+    if (out == NULL || !wasi_need_f32((PyObject *)out, 4, "out", &dqkv) ||
         !wasi_need_disjoint(&dqkv, "out", &qkv, "qkv") || !wasi_need_disjoint(&dqkv, "out", &dout, "do") ||
         !wasi_need_disjoint(&dqkv, "out", &o, "o") ||
         !run_backward(packed(dqkv.data, 0, 3, &a), packed(dqkv.data, 1, 3, &a), packed(dqkv.data, 2, 3, &a), &dbias,
@@ -353,5 +441,10 @@ PyMethodDef wasi_attention_methods[] = {
     WASI_METHOD("attention_gqa_backward", attention_gqa_backward,
                 "attention_gqa_backward(do, q, k, v, o, lse, scale=None, causal=False, q_offset=None, bias=None, "
                 "mask=None, dbias=None, dq=None, dk=None, dv=None) -> (dq, dk, dv)"),
+    WASI_METHOD("window_attention_forward", window_attention_forward,
+                "window_attention_forward(qkv, n_heads, window, shift=0, scale=None, bias=None, out=None) -> (o, lse)"),
+    WASI_METHOD("window_attention_backward", window_attention_backward,
+                "window_attention_backward(do, qkv, o, lse, n_heads, window, shift=0, scale=None, bias=None, "
+                "dbias=None, out=None) -> dqkv"),
     {NULL},
 };

@@ -1,6 +1,7 @@
 #include "bindings/tables.h"
 
 #include "kernels/patch_embed.h"
+#include "kernels/patch_merge.h"
 
 /* One number a channel, copied from any sequence. */
 static int need_channels(PyObject *object, npy_intp C, const char *name, float *out)
@@ -180,6 +181,54 @@ static PyObject *assemble_tokens_backward(PyObject *self, PyObject *args, PyObje
     return (PyObject *)drows;
 }
 
+static PyObject *merge_patches(PyObject *self, PyObject *x_obj)
+{
+    wasi_array x;
+    if (!wasi_need_f32(x_obj, 4, "x", &x))
+        return NULL;
+    for (int axis = 1; axis <= 2; axis++)
+        if (x.dim[axis] % 2)
+            return PyErr_Format(PyExc_ValueError, "x.shape[%d]: expected an even number, got %zd", axis,
+                                (Py_ssize_t)x.dim[axis]);
+    npy_intp dims[4] = {x.dim[0], x.dim[1] / 2, x.dim[2] / 2, 4 * x.dim[3]};
+    PyArrayObject *y = wasi_new_f32(4, dims);
+    if (y == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_merge_patches(WASI_DATA(y), x.data, x.dim[0], x.dim[1], x.dim[2], x.dim[3], n_threads);
+    Py_END_ALLOW_THREADS
+    if (status != WASI_OK) {
+        Py_DECREF(y);
+        return wasi_raise(status, "merge_patches");
+    }
+    return (PyObject *)y;
+}
+
+static PyObject *merge_patches_backward(PyObject *self, PyObject *dy_obj)
+{
+    wasi_array dy;
+    if (!wasi_need_f32(dy_obj, 4, "dy", &dy))
+        return NULL;
+    if (dy.dim[3] % 4)
+        return PyErr_Format(PyExc_ValueError, "dy.shape[3]: expected a multiple of 4, got %zd", (Py_ssize_t)dy.dim[3]);
+    npy_intp dims[4] = {dy.dim[0], 2 * dy.dim[1], 2 * dy.dim[2], dy.dim[3] / 4};
+    PyArrayObject *dx = wasi_new_f32(4, dims);
+    if (dx == NULL)
+        return NULL;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_merge_patches_backward(WASI_DATA(dx), dy.data, dims[0], dims[1], dims[2], dims[3], n_threads);
+    Py_END_ALLOW_THREADS
+    if (status != WASI_OK) {
+        Py_DECREF(dx);
+        return wasi_raise(status, "merge_patches_backward");
+    }
+    return (PyObject *)dx;
+}
+
 PyMethodDef wasi_embed_methods[] = {
     WASI_METHOD("extract_patches", extract_patches,
                 "extract_patches(images, patch, mean=None, std=None, out=None) -> patches"),
@@ -187,5 +236,7 @@ PyMethodDef wasi_embed_methods[] = {
     WASI_METHOD("assemble_tokens", assemble_tokens, "assemble_tokens(rows, cls, pos) -> tokens"),
     WASI_METHOD("assemble_tokens_backward", assemble_tokens_backward,
                 "assemble_tokens_backward(dtokens, dcls=None, dpos=None, n_cls=1) -> drows"),
+    {"merge_patches", merge_patches, METH_O, "merge_patches(x) -> y"},
+    {"merge_patches_backward", merge_patches_backward, METH_O, "merge_patches_backward(dy) -> dx"},
     {NULL},
 };

@@ -49,6 +49,10 @@ typedef struct {
     float *top, *sum, *shrink;       /* one for each query: the online softmax */
     float *lse, *delta, *scales;     /* scales: `scale` for each */
     int32_t *last;                   /* the last visible key of the block */
+    wasi_int *place;                 /* windows: each token's row of the image; else NULL */
+    int32_t *side;                   /* windows: which tokens see each other, where `seam` says that not all do */
+    bool seam;
+    wasi_int at; /* the window that place and side are about, or -1 */
     wasi_int width, key_lanes;
 } blocks;
 
@@ -71,7 +75,7 @@ static blocks take_blocks(wasi_scratch *s, const wasi_attention *a, bool backwar
 {
     wasi_int rows = whole_lanes(WASI_MIN(ROWS, group_rows(a))), keys = whole_lanes(WASI_MIN(KEYS, a->Nk));
     wasi_int width = whole_lanes(a->D);
-    blocks w = {.width = width, .key_lanes = keys};
+    blocks w = {.width = width, .key_lanes = keys, .at = -1};
     w.K = take(s, keys, width);
     w.V = take(s, keys, width);
     w.S = take(s, keys, rows);
@@ -79,6 +83,10 @@ static blocks take_blocks(wasi_scratch *s, const wasi_attention *a, bool backwar
     w.O = take(s, rows, width);
     w.Qt = take(s, width, rows);
     w.last = wasi_take(s, (size_t)rows * sizeof(int32_t));
+    if (a->window) {
+        w.place = wasi_take(s, (size_t)a->Nq * sizeof(wasi_int));
+        w.side = wasi_take(s, (size_t)whole_lanes(a->Nq) * sizeof(int32_t));
+    }
     if (a->bias || a->mask || dbias)
         w.terms = take(s, rows, keys);
     if (backward) {
@@ -133,44 +141,75 @@ size_t wasi_attention_backward_work(const wasi_attention *a, bool dbias, int n_t
     return slices + blocks_bytes(a, true, dbias) * (size_t)n_threads;
 }
 
+/* Finds the tokens of window b. Those of a window on the border are on up to four sides of the image's seams. */
+static void set_window(const wasi_attention *a, blocks *w, wasi_int b)
+{
+    wasi_int M = a->window, down = a->height / M, across = a->width / M, n = 0;
+    wasi_int top = b / across % down * M + a->shift, left = b % across * M + a->shift;
+    for (wasi_int y = top; y < top + M; y++) {
+        for (wasi_int x = left; x < left + M; x++, n++) {
+            bool below = y >= a->height, right = x >= a->width;
+            w->place[n] = (y - below * a->height) * a->width + x - right * a->width;
+            w->side[n] = 2 * below + right;
+        }
+    }
+    for (; n < whole_lanes(a->Nq); n++)
+        w->side[n] = 0;
+    w->seam = top + M > a->height || left + M > a->width;
+    w->at = b;
+}
+
+/* Where batch element b begins. */
+static wasi_int start_of(const wasi_attention *a, wasi_int b, wasi_int stride)
+{
+    return (a->window ? b / (a->height / a->window * (a->width / a->window)) : b) * stride;
+}
+
 /* Rows of a group of query heads, and rows of a key head. */
-static wasi_row_walk query_walk(const wasi_attention *a, wasi_int row, wasi_int head)
+static wasi_row_walk query_walk(const wasi_attention *a, const blocks *w, wasi_int row, wasi_int head)
 {
-    return (wasi_row_walk){row, head, a->Nq};
+    return (wasi_row_walk){row, head, a->Nq, w->place};
 }
 
-static wasi_row_walk key_walk(const wasi_attention *a, wasi_int row)
+static wasi_row_walk key_walk(const wasi_attention *a, const blocks *w, wasi_int row)
 {
-    return (wasi_row_walk){row, 0, a->Nk};
+    return (wasi_row_walk){row, 0, a->Nk, w->place};
 }
 
-static void load_queries(const wasi_attention *a, float *to, wasi_const_heads from, float factor, wasi_int b,
-                         wasi_int kv, wasi_int r0, wasi_int rows)
+/* Rows of a matrix of scores for each head, `head` apart. */
+static wasi_row_walk term_walk(const wasi_attention *a, wasi_int head)
 {
-    WASI_PICK(wasi_attention_load)(to, whole_lanes(a->D), from.data + b * from.batch + kv * (a->H / a->Hkv) * from.head,
-                                   query_walk(a, from.row, from.head), r0, rows, a->D, factor);
+    return (wasi_row_walk){a->Nk, head, a->Nq, NULL};
 }
 
-static void load_keys(const wasi_attention *a, float *to, wasi_const_heads from, wasi_int b, wasi_int kv, wasi_int j0,
-                      wasi_int keys)
+static void load_queries(const wasi_attention *a, const blocks *w, float *to, wasi_const_heads from, float factor,
+                         wasi_int b, wasi_int kv, wasi_int r0, wasi_int rows)
 {
-    WASI_PICK(wasi_attention_load)(to, whole_lanes(a->D), from.data + b * from.batch + kv * from.head,
-                                   key_walk(a, from.row), j0, keys, a->D, 1);
+    const float *start = from.data + start_of(a, b, from.batch) + kv * (a->H / a->Hkv) * from.head;
+    WASI_PICK(wasi_attention_load)(to, w->width, start, query_walk(a, w, from.row, from.head), r0, rows, a->D, factor);
 }
 
-static void store_queries(const wasi_attention *a, wasi_heads to, const float *from, const float *factor, bool add,
-                          wasi_int b, wasi_int kv, wasi_int r0, wasi_int rows)
+static void load_keys(const wasi_attention *a, const blocks *w, float *to, wasi_const_heads from, wasi_int b,
+                      wasi_int kv, wasi_int j0, wasi_int keys)
 {
-    WASI_PICK(wasi_attention_store)(to.data + b * to.batch + kv * (a->H / a->Hkv) * to.head,
-                                    query_walk(a, to.row, to.head), from, whole_lanes(a->D), r0, rows, a->D, factor,
-                                    add);
+    const float *start = from.data + start_of(a, b, from.batch) + kv * from.head;
+    wasi_row_walk walk = key_walk(a, w, from.row);
+    WASI_PICK(wasi_attention_load)(to, w->width, start, walk, j0, keys, a->D, 1);
 }
 
-static void store_keys(const wasi_attention *a, wasi_heads to, const float *from, wasi_int b, wasi_int kv,
-                       wasi_int j0, wasi_int keys)
+static void store_queries(const wasi_attention *a, const blocks *w, wasi_heads to, const float *from,
+                          const float *factor, bool add, wasi_int b, wasi_int kv, wasi_int r0, wasi_int rows)
 {
-    WASI_PICK(wasi_attention_store)(to.data + b * to.batch + kv * to.head, key_walk(a, to.row), from, whole_lanes(a->D),
-                                    j0, keys, a->D, NULL, false);
+    float *start = to.data + start_of(a, b, to.batch) + kv * (a->H / a->Hkv) * to.head;
+    wasi_row_walk walk = query_walk(a, w, to.row, to.head);
+    WASI_PICK(wasi_attention_store)(start, walk, from, w->width, r0, rows, a->D, factor, add);
+}
+
+static void store_keys(const wasi_attention *a, const blocks *w, wasi_heads to, const float *from, wasi_int b,
+                       wasi_int kv, wasi_int j0, wasi_int keys)
+{
+    float *start = to.data + start_of(a, b, to.batch) + kv * to.head;
+    WASI_PICK(wasi_attention_store)(start, key_walk(a, w, to.row), from, w->width, j0, keys, a->D, NULL, false);
 }
 
 /* The keys of the block [j0, j0 + keys) up to the last that any of the rows sees. */
@@ -191,16 +230,18 @@ static void add_terms(blocks *w, const float *from, wasi_row_walk walk, wasi_int
     WASI_PICK(wasi_attention_transpose)(w->S, lanes, w->terms, w->key_lanes, lanes, whole_lanes(keys), true);
 }
 
-/* S = scale k q' + bias + mask, -Inf where causal hides the key. Qt and K are loaded. */
+/* S = scale k q' + bias + mask, -Inf where the key is hidden. Qt and K are loaded. */
 static void scores(const wasi_attention *a, blocks *w, wasi_int b, wasi_int kv, wasi_int r0, wasi_int rows, wasi_int j0,
                    wasi_int keys)
 {
     wasi_int lanes = whole_lanes(rows);
     WASI_PICK(wasi_attention_product)(w->S, lanes, w->K, w->width, 1, w->Qt, lanes, keys, lanes, a->D, false);
     if (a->bias)
-        add_terms(w, a->bias + kv * group_rows(a) * a->Nk + j0, query_walk(a, a->Nk, a->Nq * a->Nk), r0, rows, keys);
+        add_terms(w, a->bias + kv * group_rows(a) * a->Nk + j0, term_walk(a, a->Nq * a->Nk), r0, rows, keys);
     if (a->mask)
-        add_terms(w, a->mask + b % a->n_masks * a->Nq * a->Nk + j0, query_walk(a, a->Nk, 0), r0, rows, keys);
+        add_terms(w, a->mask + b % a->n_masks * a->Nq * a->Nk + j0, term_walk(a, 0), r0, rows, keys);
+    if (a->window && w->seam)
+        WASI_PICK(wasi_attention_separate)(w->S, w->side + r0, w->side + j0, keys, lanes);
     if (!a->causal)
         return;
     wasi_int nearest = keys;
@@ -219,7 +260,9 @@ static void forward_rows(const attention_job *job, blocks *w, wasi_int b, wasi_i
     const wasi_attention *a = job->a;
     wasi_int rows = WASI_MIN(ROWS, group_rows(a) - r0), lanes = whole_lanes(rows), width = w->width;
     wasi_int key_blocks = (a->Nk + KEYS - 1) / KEYS;
-    load_queries(a, w->Q, job->q, a->scale, b, kv, r0, rows);
+    if (a->window && w->at != b)
+        set_window(a, w, b);
+    load_queries(a, w, w->Q, job->q, a->scale, b, kv, r0, rows);
     WASI_PICK(wasi_attention_transpose)(w->Qt, lanes, w->Q, width, lanes, width, false);
     for (wasi_int r = 0; r < lanes; r++) {
         w->top[r] = -INFINITY;
@@ -232,8 +275,8 @@ static void forward_rows(const attention_job *job, blocks *w, wasi_int b, wasi_i
             break;
         wasi_int number = (b * a->Hkv + kv) * key_blocks + block;
         if (*loaded != number) {
-            load_keys(a, w->K, job->k, b, kv, j0, all);
-            load_keys(a, w->V, job->v, b, kv, j0, all);
+            load_keys(a, w, w->K, job->k, b, kv, j0, all);
+            load_keys(a, w, w->V, job->v, b, kv, j0, all);
             *loaded = number;
         }
         scores(a, w, b, kv, r0, rows, j0, keys);
@@ -247,7 +290,7 @@ static void forward_rows(const attention_job *job, blocks *w, wasi_int b, wasi_i
         memset(w->O, 0, (size_t)(rows * width) * sizeof(float));
     WASI_PICK(wasi_attention_finish)(w->top, w->sum, lanes);
     memcpy(job->lse + (b * a->Hkv + kv) * group_rows(a) + r0, w->top, (size_t)rows * sizeof(float));
-    store_queries(a, job->o, w->O, w->sum, false, b, kv, r0, rows);
+    store_queries(a, w, job->o, w->O, w->sum, false, b, kv, r0, rows);
 }
 
 static wasi_status forward_part(void *ctx, wasi_int begin, wasi_int end, int part)
@@ -282,13 +325,13 @@ static void backward_rows(const attention_job *job, blocks *w, wasi_int slice, w
     if (keys == 0) {
         if (j0 == 0) {
             memset(w->dQ, 0, (size_t)(rows * width) * sizeof(float));
-            store_queries(a, job->dq, w->dQ, NULL, false, b, kv, r0, rows);
+            store_queries(a, w, job->dq, w->dQ, NULL, false, b, kv, r0, rows);
         }
         return;
     }
-    load_queries(a, w->Q, job->q, a->scale, b, kv, r0, rows);
-    load_queries(a, w->O, job->saved_o, 1, b, kv, r0, rows);
-    load_queries(a, w->dO, job->dout, 1, b, kv, r0, rows);
+    load_queries(a, w, w->Q, job->q, a->scale, b, kv, r0, rows);
+    load_queries(a, w, w->O, job->saved_o, 1, b, kv, r0, rows);
+    load_queries(a, w, w->dO, job->dout, 1, b, kv, r0, rows);
     WASI_PICK(wasi_attention_transpose)(w->Qt, lanes, w->Q, width, lanes, width, false);
     WASI_PICK(wasi_attention_transpose)(w->dOt, lanes, w->dO, width, lanes, width, false);
     WASI_PICK(wasi_attention_row_dots)(w->delta, w->O, w->dO, width, lanes, width);
@@ -302,11 +345,11 @@ static void backward_rows(const attention_job *job, blocks *w, wasi_int slice, w
     WASI_PICK(wasi_attention_product)(w->dV, width, w->S, lanes, 1, w->dO, width, keys, width, rows, true);
     WASI_PICK(wasi_attention_product)(w->dK, width, w->dS, lanes, 1, w->Q, width, keys, width, rows, true);
     WASI_PICK(wasi_attention_product)(w->dQ, width, w->dS, 1, lanes, w->K, width, rows, width, keys, false);
-    store_queries(a, job->dq, w->dQ, w->scales, j0 > 0, b, kv, r0, rows);
+    store_queries(a, w, job->dq, w->dQ, w->scales, j0 > 0, b, kv, r0, rows);
     if (job->dbias) {
         float *to = job->slices + slice * bias_size(a) + kv * group_rows(a) * a->Nk + j0;
         WASI_PICK(wasi_attention_transpose)(w->terms, w->key_lanes, w->dS, lanes, whole_lanes(keys), lanes, false);
-        WASI_PICK(wasi_attention_store)(to, query_walk(a, a->Nk, a->Nq * a->Nk), w->terms, w->key_lanes, r0, rows, keys,
+        WASI_PICK(wasi_attention_store)(to, term_walk(a, a->Nq * a->Nk), w->terms, w->key_lanes, r0, rows, keys,
                                         NULL, true);
     }
 }
@@ -314,16 +357,18 @@ static void backward_rows(const attention_job *job, blocks *w, wasi_int slice, w
 static void backward_head(const attention_job *job, blocks *w, wasi_int slice, wasi_int b, wasi_int kv)
 {
     const wasi_attention *a = job->a;
+    if (a->window && w->at != b)
+        set_window(a, w, b);
     for (wasi_int j0 = 0; j0 < a->Nk; j0 += KEYS) {
         wasi_int keys = WASI_MIN(KEYS, a->Nk - j0);
-        load_keys(a, w->K, job->k, b, kv, j0, keys);
-        load_keys(a, w->V, job->v, b, kv, j0, keys);
+        load_keys(a, w, w->K, job->k, b, kv, j0, keys);
+        load_keys(a, w, w->V, job->v, b, kv, j0, keys);
         memset(w->dK, 0, (size_t)(keys * w->width) * sizeof(float));
         memset(w->dV, 0, (size_t)(keys * w->width) * sizeof(float));
         for (wasi_int r0 = 0; r0 < group_rows(a); r0 += ROWS)
             backward_rows(job, w, slice, b, kv, r0, j0, keys);
-        store_keys(a, job->dk, w->dK, b, kv, j0, keys);
-        store_keys(a, job->dv, w->dV, b, kv, j0, keys);
+        store_keys(a, w, job->dk, w->dK, b, kv, j0, keys);
+        store_keys(a, w, job->dv, w->dV, b, kv, j0, keys);
     }
 }
 

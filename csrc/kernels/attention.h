@@ -8,8 +8,14 @@
  *
  *     dv = P' do,  ds = P * (do v' - delta),  dq = scale ds k,  dk = scale ds' q,  dbias = sum over the batch of ds
  *
+ * Windows of images: with window M > 0 batch element b is window (u, v) of M x M tokens of an image of height x width,
+ * row by row; an image has height width / M^2 of them, and a tensor's `batch` is the stride of an image. The windows
+ * are moved by `shift`, around the border: token (i, j) lies in the image's row (u M + i + shift) mod height and column
+ * (v M + j + shift) mod width. Tokens that such a window joins from opposite borders do not see each other.
+ *
  * A query that sees no key gets o = 0, lse = -Inf and passes no gradient on. The results' bits do not depend on the
- * thread count. Algorithm: FlashAttention-2 (arXiv 2307.08691), key-major; see attention.c. */
+ * thread count. Algorithm: FlashAttention-2 (arXiv 2307.08691), key-major; see attention.c. Windows: Swin transformer
+ * (arXiv 2103.14030), section 3.2. */
 #ifndef WASI_KERNELS_ATTENTION_H
 #define WASI_KERNELS_ATTENTION_H
 
@@ -36,6 +42,8 @@ typedef struct {
     const float *bias;  /* H x Nq x Nk, or NULL */
     const float *mask;  /* n_masks x Nq x Nk, batch element b adds mask b % n_masks; or NULL */
     wasi_int n_masks;
+    wasi_int window; /* M, a divisor of height and width, or 0. With it Nq = Nk = M M, H = Hkv, not causal */
+    wasi_int height, width, shift; /* 0 <= shift < M */
 } wasi_attention;
 
 /* Scratch bytes. `dbias`: whether the gradient of the bias is wanted. */

@@ -90,12 +90,17 @@ void WASI_SIMD(wasi_attention_product)(float *C, wasi_int ldc, const float *A, w
         product(C, ldc, A, 1, ak, B, ldb, m, n, K, add);
 }
 
+static inline wasi_int row_of(wasi_row_walk walk, wasi_int query, wasi_int head)
+{
+    return (walk.place ? walk.place[query] : query) * walk.row + head * walk.head;
+}
+
 void WASI_SIMD(wasi_attention_load)(float *to, wasi_int width, const float *from, wasi_row_walk walk, wasi_int r0,
                                     wasi_int rows, wasi_int D, float factor)
 {
     wasi_int query = r0 % walk.per_head, head = r0 / walk.per_head;
     for (wasi_int r = 0; r < rows; r++, to += width) {
-        const float *row = from + query * walk.row + head * walk.head;
+        const float *row = from + row_of(walk, query, head);
         wasi_int d = 0;
         for (; d + WIDTH <= D; d += WIDTH)
             *(vec *)(to + d) = factor * *(const loose_vec *)(row + d);
@@ -116,7 +121,7 @@ void WASI_SIMD(wasi_attention_store)(float *to, wasi_row_walk walk, const float 
 {
     wasi_int query = r0 % walk.per_head, head = r0 / walk.per_head;
     for (wasi_int r = 0; r < rows; r++, from += width) {
-        float *row = to + query * walk.row + head * walk.head;
+        float *row = to + row_of(walk, query, head);
         float f = factor ? factor[r] : 1;
         if (add) {
 #pragma omp simd
@@ -192,6 +197,14 @@ void WASI_SIMD(wasi_attention_hide)(float *S, const int32_t *last, wasi_int n_ke
     for (int32_t j = 0; j < n_keys; j++)
         for (wasi_int i = 0; i < lanes; i++)
             S[j * lanes + i] = j > last[i] ? -INFINITY : S[j * lanes + i];
+}
+
+void WASI_SIMD(wasi_attention_separate)(float *S, const int32_t *query_side, const int32_t *key_side, wasi_int n_keys,
+                                        wasi_int lanes)
+{
+    for (wasi_int j = 0; j < n_keys; j++)
+        for (wasi_int i = 0; i < lanes; i++)
+            S[j * lanes + i] = query_side[i] != key_side[j] ? -INFINITY : S[j * lanes + i];
 }
 
 void WASI_SIMD(wasi_attention_softmax)(float *S, float *top, float *sum, float *shrink, wasi_int n_keys,

@@ -12,9 +12,10 @@
 
 enum { WASI_LANES = 16 };
 
-/* Row r of a tensor lies at (r % per_head) * row + r / per_head * head. */
+/* Row r of a tensor lies at p * row + r / per_head * head, where p is r % per_head, or place[r % per_head]. */
 typedef struct {
     wasi_int row, head, per_head;
+    const wasi_int *place; /* or NULL */
 } wasi_row_walk;
 
 /* to (rows x width) = factor * the rows [r0, r0 + rows) of D floats; zeros up to `width` and to whole LANES of rows. */
@@ -41,6 +42,9 @@ WASI_SIMD_DECLARE(void, wasi_attention_row_dots,
                   (float *out, const float *x, const float *y, wasi_int ld, wasi_int rows, wasi_int width));
 /* S[j, i] = -Inf where j > last[i]. */
 WASI_SIMD_DECLARE(void, wasi_attention_hide, (float *S, const int32_t *last, wasi_int n_keys, wasi_int lanes));
+/* S[j, i] = -Inf where key_side[j] != query_side[i]. */
+WASI_SIMD_DECLARE(void, wasi_attention_separate,
+                  (float *S, const int32_t *query_side, const int32_t *key_side, wasi_int n_keys, wasi_int lanes));
 /* One step of the online softmax, from top = -Inf, sum = 0: top becomes the largest score so far of each lane,
  * shrink = exp(old top - top), S = exp(S - top), sum = sum * shrink + the sum over the keys of S. */
 WASI_SIMD_DECLARE(void, wasi_attention_softmax,

@@ -11,10 +11,24 @@ from wasi.ops.activation import (
     swiglu,
     swiglu_backward,
 )
-from wasi.ops.attention import attention, attention_backward, attention_gqa, attention_gqa_backward
+from wasi.ops.attention import (
+    attention,
+    attention_backward,
+    attention_gqa,
+    attention_gqa_backward,
+    window_attention,
+    window_attention_backward,
+)
 from wasi.ops.bf16 import bf16_add_, bf16_expand, bf16_linear, bf16_linear_backward, bf16_round
 from wasi.ops.decoder import embedding, embedding_backward, rope
-from wasi.ops.embed import assemble_tokens, assemble_tokens_backward, extract_patches, fold_patches
+from wasi.ops.embed import (
+    assemble_tokens,
+    assemble_tokens_backward,
+    extract_patches,
+    fold_patches,
+    merge_patches,
+    merge_patches_backward,
+)
 from wasi.ops.knapsack import Selection, knapsack
 from wasi.ops.linear import factored_linear, factored_linear_backward, linear, linear_backward
 from wasi.ops.loss import cross_entropy
@@ -82,6 +96,8 @@ __all__ = [
     "layer_norm_backward",
     "linear",
     "linear_backward",
+    "merge_patches",
+    "merge_patches_backward",
     "quant_linear",
     "quant_linear_backward",
     "quantize_residual",
@@ -96,4 +112,6 @@ __all__ = [
     "sum_of_squares",
     "swiglu",
     "swiglu_backward",
+    "window_attention",
+    "window_attention_backward",
 ]

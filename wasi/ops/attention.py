@@ -9,7 +9,9 @@ Optional terms of the scores: `bias` (H, Nq, Nk) is shared by the batch, as is a
 (the windows of a Swin transformer); -Inf hides a key. `causal` hides from query i the keys j > i + q_offset.
 A query that sees no key gets o = 0, lse = -Inf. The results' bits do not depend on the number of threads.
 
-Source: FlashAttention-2 (arXiv 2307.08691), blocks and backward pass.
+Windows of images (`window_attention`) are read and written where they lie: nothing is rolled, cut out or put together.
+
+Source: FlashAttention-2 (arXiv 2307.08691), blocks and backward pass; windows: Swin transformer (arXiv 2103.14030).
 """
 
 from wasi import _core
@@ -70,3 +72,25 @@ def attention_gqa_backward(
     return _core.attention_gqa_backward(
         do, q, k, v, o, lse, scale, causal, q_offset, bias, mask, dbias, dq, dk, dv
     )
+
+
+def window_attention(qkv, n_heads, window, shift=0, scale=None, bias=None, out=None):
+    """Self-attention within windows of window x window tokens of images, moved by `shift` around the border.
+
+    Parameters: qkv (B, H, W, 3C), window a divisor of H and W, shift 0 to window - 1; bias (n_heads, N, N) with
+    N = window * window, token i * window + j at row i and column j of its window; scale and out (B, H, W, C) as in
+    `attention`. A moved window that takes in tokens of opposite borders attends within each part alone.
+    Returns (o, lse): o (B, H, W, C), which is `out` where that is given, and lse (B * H * W / N, n_heads, N), window by
+    window. Raises TypeError or ValueError naming the argument that does not fit.
+    """
+    return _core.window_attention_forward(qkv, n_heads, window, shift, scale, bias, out)
+
+
+def window_attention_backward(
+    do, qkv, o, lse, n_heads, window, shift=0, scale=None, bias=None, dbias=None, out=None
+):
+    """Gradient of `window_attention`: returns dqkv (B, H, W, 3C), which is `out` where that is given.
+
+    The gradient of the bias, summed over all windows, is added to dbias (n_heads, N, N) where that is given.
+    """
+    return _core.window_attention_backward(do, qkv, o, lse, n_heads, window, shift, scale, bias, dbias, out)

@@ -32,3 +32,16 @@ def assemble_tokens_backward(dtokens, dcls=None, dpos=None, n_cls=1):
     n_cls: class tokens, 0 or 1.
     """
     return _core.assemble_tokens_backward(dtokens, dcls, dpos, n_cls)
+
+
+def merge_patches(x):
+    """Neighbours side by side: x (B, H, W, C) -> (B, H/2, W/2, 4C), y[b, i, j, (2v + u) C + c] = x[b, 2i + u, 2j + v, c].
+
+    Raises ValueError where H or W is odd.
+    """
+    return _core.merge_patches(x)
+
+
+def merge_patches_backward(dy):
+    """The gradient of `merge_patches`, and its inverse: (B, H/2, W/2, 4C) -> (B, H, W, C)."""
+    return _core.merge_patches_backward(dy)

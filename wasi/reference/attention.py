@@ -54,3 +54,24 @@ def attention_backward(do, q, k, v, o, lse, scale=None, **terms):
 
     dq = scale * np.einsum("bhij,bjhd->bihd", ds, np.repeat(k, group, axis=2))
     return dq, scale * gather(ds, q), gather(p, do), ds.sum(0)
+
+
+def windows_of(x, window, shift=0):
+    """The windows (B n, window * window, C) of images x (B, H, W, C), rolled back by `shift`."""
+    B, H, W, C = x.shape
+    x = np.roll(x, (-shift, -shift), (1, 2)).reshape(B, H // window, window, W // window, window, C)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window * window, C)
+
+
+def images_of(x, height, width, shift=0):
+    """Images (B, height, width, C) of their windows: the way back from `windows_of`."""
+    M = int(round(x.shape[1] ** 0.5))
+    x = x.reshape(-1, height // M, width // M, M, M, x.shape[2]).transpose(0, 1, 3, 2, 4, 5)
+    return np.roll(x.reshape(-1, height, width, x.shape[-1]), (shift, shift), (1, 2))
+
+
+def seam_mask(height, width, window, shift):
+    """(n, N, N): -Inf between tokens of a window that come from opposite borders of the image."""
+    moved = [(np.arange(size) + shift >= size).astype(np.float64) for size in (height, width)]
+    side = windows_of(2 * moved[0][None, :, None, None] + moved[1][None, None, :, None], window)[..., 0]
+    return np.where(side[:, :, None] == side[:, None, :], 0.0, -np.inf)

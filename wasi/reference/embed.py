@@ -1,4 +1,4 @@
-"""Images to tokens: the NumPy twins of csrc/kernels/patch_embed.c."""
+"""Images to tokens: the NumPy twins of csrc/kernels/patch_embed.c and patch_merge.c."""
 
 import numpy as np
 
@@ -20,3 +20,9 @@ def assemble_tokens_backward(dtokens, n_cls):
     """(drows, dcls, dpos)."""
     total = dtokens.sum(0, keepdims=True)
     return dtokens[:, n_cls:], total[:, :n_cls], total
+
+
+def merge_patches(x):
+    """(B, H, W, C) -> (B, H/2, W/2, 4C)."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 4, 2, 5).reshape(B, H // 2, W // 2, 4 * C)
