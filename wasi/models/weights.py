@@ -82,7 +82,7 @@ class TensorFile:
             self._file = safe_open(self.path, framework="numpy")
             self.names = list(self._file.keys())
             self.metadata = self._file.metadata() or {}
-            self._header = None
+            self._header = self._bytes = None
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(f"weights: expected a safetensors file, but {self.path.name} is truncated or not one "
                                f"({error})") from error
@@ -98,15 +98,21 @@ class TensorFile:
 
         Only a tensor that does not lie at a multiple of its number's size is copied.
         """
-        if self._header is None:  # the library has checked offsets and sizes when it opened the file
+        begin, end = self._place(name)
+        kind = np.dtype(np.float32 if self.dtype(name) == "F32" else np.uint16)
+        if self._bytes is None:
             self._bytes = np.memmap(self.path, np.uint8, "r")
-            n = int.from_bytes(self._bytes[:8].tobytes(), "little")
-            self._header, self._start = json.loads(self._bytes[8 : 8 + n].tobytes()), 8 + n
-        about = self._header[name]
-        begin, end = (self._start + offset for offset in about["data_offsets"])
-        kind = {"F32": np.float32, "BF16": np.uint16, "U16": np.uint16}[about["dtype"]]
-        raw = self._bytes[begin:end] if begin % np.dtype(kind).itemsize == 0 else self._bytes[begin:end].copy()
-        return raw.view(np.ndarray).view(kind).reshape(about["shape"])
+        raw = self._bytes[begin:end].view(np.ndarray)
+        return (raw.copy() if begin % kind.itemsize else raw).view(kind).reshape(self.shape(name))
+
+    def _place(self, name):
+        """First byte of a tensor in the file, and the byte after its last. The library checked them when it opened the file."""
+        if self._header is None:
+            with open(self.path, "rb") as file:
+                n = int.from_bytes(file.read(8), "little")
+                self._header, self._start = json.loads(file.read(n)), 8 + n
+        begin, end = self._header[name]["data_offsets"]
+        return self._start + begin, self._start + end
 
     def read_quantized(self, prefix, group):
         """The `ops.QuantizedMatrix` whose arrays lie under `prefix`. Raises WeightsError where they do not fit together."""
@@ -125,7 +131,9 @@ class TensorFile:
         if dtype not in self.READABLE:
             raise WeightsError(f"weights: tensor {name!r} of {self.path.name}: expected {', '.join(self.READABLE)}, got {dtype}")
         if dtype == "BF16":
-            array = (self.mapped(name).astype(np.uint32) << 16).view(np.float32)
+            begin, end = self._place(name)
+            bits = np.fromfile(self.path, "<u2", (end - begin) // 2, offset=begin)
+            array = ops.bf16_expand(bits).reshape(self.shape(name))
         else:
             array = np.ascontiguousarray(self._file.get_tensor(name), np.float32)
         if not ops.all_finite(array):
