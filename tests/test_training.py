@@ -10,7 +10,7 @@ from wasi.layers import FactoredLinear
 from wasi.layers.published import WsiDenseLinear
 from wasi.models.methods import MethodOptions, apply_method
 from wasi.training.loop import TrainConfig, train
-from wasi.training.memory import peak_rss_bytes, reset_peak_rss, rss_bytes
+from wasi.training.memory import peak_rss_bytes, release_freed, reset_peak_rss, rss_bytes
 from wasi.training.optimizer import Optimizer
 from wasi.training.runlog import RunFolder, read_steps
 from wasi.training.schedule import learning_rate
@@ -257,3 +257,14 @@ def test_measured_memory_sees_an_allocation():
     block = mmap.mmap(-1, 32 * 2**20)  # new pages for certain: malloc could hand out ones that are resident already
     np.frombuffer(block, np.uint8)[:] = 1
     assert 30 * 2**20 < peak_rss_bytes() - before < 40 * 2**20
+
+
+def test_freed_memory_is_given_back():
+    blocks = [np.ones(8192) for _ in range(1000)]  # 64 KiB each: from the heap, below malloc's threshold for pages of their own
+    pinned = np.ones(8192)  # the heap's end stays in use
+    del blocks
+    before = rss_bytes()
+    if not release_freed():
+        pytest.skip("this C library has no malloc_trim")
+    assert rss_bytes() < before - 30 * 2**20
+    assert pinned[0] == 1

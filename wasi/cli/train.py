@@ -13,7 +13,7 @@ from wasi.cli import options
 from wasi.models.methods import METHODS, apply_method
 from wasi.models.plan import Plan
 from wasi.training.loop import train
-from wasi.training.memory import mib, rss_bytes
+from wasi.training.memory import mib, release_freed, rss_bytes
 from wasi.training.runlog import RunFolder, plot_curves, read_steps
 
 DESCRIPTION = ("Trains a model by each method on the same batches and prints accuracy, seconds a step and measured "
@@ -57,6 +57,7 @@ def train_one(args, method, out, plan=None):
     folder = RunFolder(out)
     start_rss = rss_bytes()
     train_set, val_set = options.open_data(args)
+    release_freed()
     data_rss = rss_bytes()
     name = options.model_name(args)
     model = options.make_model(args, train_set.classes)

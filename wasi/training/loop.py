@@ -10,7 +10,15 @@ from tqdm.auto import tqdm
 
 import wasi
 from wasi.models import save_model
-from wasi.training.memory import count_bytes, counted_peak, mib, peak_rss_bytes, reset_peak_rss, rss_bytes
+from wasi.training.memory import (
+    count_bytes,
+    counted_peak,
+    mib,
+    peak_rss_bytes,
+    release_freed,
+    reset_peak_rss,
+    rss_bytes,
+)
 from wasi.training.optimizer import Optimizer
 from wasi.training.ranks import RankAdaptation, RankController
 from wasi.training.runlog import (
@@ -117,6 +125,7 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
     peak = 0
     n_steps = config.epochs * len(train_loader)
     records, seconds, step, saved_bytes, flops = [], [], 0, 0, float("nan")
+    release_freed()  # what making the model and opening the data took beyond what they keep
     reset_peak_rss()
     with contextlib.ExitStack() as stack:
         def log_of(name, fields):

@@ -1,5 +1,6 @@
 """What the process really uses: resident memory as the operating system counts it."""
 
+import ctypes
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -28,6 +29,15 @@ def reset_peak_rss():
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
+    return True
+
+
+def release_freed():
+    """Gives the system back what was freed but is kept by the C library for later; returns False where that offers no way."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is None:
+        return False
+    trim(0)
     return True
 
 
