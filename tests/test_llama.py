@@ -152,6 +152,25 @@ def test_every_method_trains_it(rng, method):
     assert model.training_flops(4).total > 0
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("storage", [{"layerwise": True}, {"gradient_bits": 16}])
+def test_gradient_storage(rng, tied, storage):
+    from wasi.training.optimizer import Optimizer
+    from wasi.training.step import accumulate_gradient
+
+    tokens, targets = rng.integers(0, 23, (2, 4, 9))
+    losses = []
+    for options in ({}, storage):
+        model = wasi.factorize(small(tied), rank=6, target_modules=("all",), verbose=False)
+        optimizer = Optimizer(model, **options)
+        for _ in range(3):
+            loss = accumulate_gradient(model, tokens, targets, 2 if "gradient_bits" in options else None,
+                                       after=optimizer.after_backward(0.1)).loss
+            optimizer.step(0.1)
+        losses.append(loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2 if "gradient_bits" in storage else 1e-6)
+
+
 def test_factored_decoder_matches_the_twin(rng):
     model = wasi.factorize(small(), rank=6, target_modules=("all",), verbose=False)
     assert len(model.factorization) == 21

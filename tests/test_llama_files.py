@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from tables import assert_close
 
 import wasi
-from wasi.models import WeightsError, load_llama
+from wasi.models import WeightsError, load_llama, save_hugging_face
 from wasi.models.llama import Llama, LlamaConfig, random_arrays
 from wasi.models.llama_files import hugging_face_name, read_llama2c
 from wasi.models.methods import MethodOptions, apply_method
@@ -332,9 +332,25 @@ def test_frozen_matrices_stay_in_the_file(tmp_path, rng, tied, dtype):
     assert gradients[0].keys() == gradients[1].keys() and any("blocks.1" in n for n in gradients[0])
     for name, g in gradients[0].items():
         assert_close(g, gradients[1][name], factor=5)
+    logits = model.forward(tokens)
     wasi.save_model(model, tmp_path / "own.safetensors")
     loaded, _ = wasi.load_model(tmp_path / "own.safetensors")
-    assert np.array_equal(loaded.forward(tokens), model.forward(tokens))
+    assert np.array_equal(loaded.forward(tokens), logits)
     assert wasi.generate(loaded, [1, 2], 5) == wasi.generate(whole, [1, 2], 5)
     with pytest.raises(ValueError, match="last_layers: expected 0 to 2, got 3"):
         load_llama(tmp_path, last_layers=3)
+    wasi.merge(model)
+    assert all(p.trainable and p.data.flags.writeable for _, p in model.named_parameters())
+    assert_close(model.forward(tokens), logits, factor=5)
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_merged_decoders_are_published_again(tmp_path, num_classes):
+    model = wasi.create_model("llama_micro", num_classes, depth=2)
+    apply_method(model, "qwasi", MethodOptions(targets=("all",), rank=8), verbose=False)
+    with pytest.raises(ValueError, match="expected dense layers alone, .* blocks.0.attn.k_proj.weight"):
+        save_hugging_face(model, tmp_path / "m")
+    wasi.merge(model)
+    save_hugging_face(model, tmp_path / "m")
+    loaded, tokens = load_llama(tmp_path / "m"), np.array([[3, 1, 2]])
+    assert loaded.config == model.config and np.array_equal(loaded.forward(tokens), model.forward(tokens))

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wasi.layers import Linear, Module
+from wasi import ops
+from wasi.layers import Embedding, Linear, Module
+from wasi.layers.frozen import Bf16Embedding
 
 # A layer is merged where that is faster by more than this; below, its factors are as fast and smaller.
 MIN_GAIN = 0.05
@@ -40,7 +42,7 @@ def merge(model):
     """Replaces every layer that holds factors, residuals, updates or bfloat16 by a dense one of the same function, in place.
 
     What `save_model` then writes has the tensors of the published architecture alone, under timm's names for a ViT, so PyTorch
-    loads it unchanged. Returns the model, every weight trainable.
+    loads it unchanged; of a decoder `save_hugging_face` does. Returns the model, every weight trainable.
 
     >>> import wasi
     >>> model = merge(wasi.factorize(wasi.create_model("vit_micro_patch4_32"), rank=8, verbose=False))
@@ -49,8 +51,12 @@ def merge(model):
     """
     for name, layer in _mergeable(model):
         model.set_module(name, _dense(layer))
+    tables = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Bf16Embedding)]
+    for name, layer in tables:
+        model.set_module(name, Embedding(ops.bf16_expand(layer.bits)))
     for _, p in model.named_parameters():
         p.trainable = True
+        p.data = np.require(p.data, requirements="W")  # a copy of what is mapped from a file
     return model
 
 

@@ -8,11 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from wasi.models.llama import Llama, LlamaConfig, random_arrays
 from wasi.models.weights import TensorFile, WeightsError
 
 _HEADER = "dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len"
+
+# Hugging Face's settings, and our fields.
+_SETTINGS = {"vocab_size": "vocab_size", "hidden_size": "embed_dim", "intermediate_size": "hidden_dim",
+             "num_hidden_layers": "depth", "num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads", "head_dim": "head_dim",
+             "max_position_embeddings": "max_length", "rms_norm_eps": "norm_eps", "rope_theta": "rope_theta"}
 
 # Our names, as patterns, and Hugging Face's.
 _HUGGING_FACE = [
@@ -116,6 +122,29 @@ def read_llama2c(path):
         elif name != "rope":
             tensors[name] = reader(name, array)
     return config, tensors
+
+
+def save_hugging_face(model, folder):
+    """Writes a dense decoder as config.json and model.safetensors (float32) by Hugging Face's names; `load_llama` reads it too.
+
+    folder: made where it does not exist. Raises ValueError for a model with other layers than dense ones: `wasi.merge` it first.
+    """
+    config, shapes = model.config, model.config.shapes()
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != shapes.keys():
+        raise ValueError("model: expected dense layers alone, as wasi.merge gives them; these are not: "
+                         f"{', '.join(sorted(shapes.keys() - parameters.keys()))}")
+    classifier = config.num_classes is not None
+    settings = {"architectures": ["LlamaForSequenceClassification" if classifier else "LlamaForCausalLM"], "model_type": "llama",
+                "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32",
+                "tie_word_embeddings": config.tied, **{key: getattr(config, ours) for key, ours in _SETTINGS.items()}}
+    if classifier:
+        settings["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({hugging_face_name(name, classifier): p.data for name, p in parameters.items()}, folder / "model.safetensors",
+              {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def read_config(path):
