@@ -17,8 +17,9 @@ _HEADER = "dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len"
 
 # Hugging Face's settings, and our fields.
 _SETTINGS = {"vocab_size": "vocab_size", "hidden_size": "embed_dim", "intermediate_size": "hidden_dim",
-             "num_hidden_layers": "depth", "num_attention_heads": "num_heads",
-             "num_key_value_heads": "num_kv_heads", "head_dim": "head_dim", "max_position_embeddings": "max_length", "rms_norm_eps": "norm_eps", "rope_theta": "rope_theta"}
+             "num_hidden_layers": "depth", "num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads",
+             "head_dim": "head_dim", "max_position_embeddings": "max_length", "rms_norm_eps": "norm_eps",
+             "rope_theta": "rope_theta"}
 
 # Our names, as patterns, and Hugging Face's.
 _HUGGING_FACE = [
