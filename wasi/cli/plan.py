@@ -17,6 +17,7 @@ DESCRIPTION = ("Measures on calibration images what each rank, residual and acti
 
 def add_arguments(parser):
     add = parser.add_argument
+    parser.set_defaults(task="image-classification")
     add("--budget", help="memory for weights, gradients, optimiser, images, activations and scratch together, such as 64MiB")
     add("--target-error", type=float, help="largest relative error; alone: the least memory that reaches it")
     add("--method", choices=METHODS, default="wasi")
@@ -26,7 +27,7 @@ def add_arguments(parser):
     add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32)")
     add("--img-size", type=int, help="pixels a side (default: the architecture's)")
     add("--targets", help="layers to plan: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
-    add("--ranks", help="ranks to choose among, separated by commas (default: those of a grid of explained variances)")
+    add("--ranks", help="ranks to choose among, separated by commas (default: a grid of explained variances and of shares)")
     add("--batch-size", type=int, help="of the training step (default: 32)")
     add("--micro-batch", type=int, help="samples in flight at once (default: chosen)")
     add("--recompute", choices=("auto", "yes", "no"), default="auto", help="run each block's forward again in backward")
@@ -50,8 +51,7 @@ def run(args):
     if not Path(args.out).resolve().parent.is_dir():
         raise ValueError(f"--out: expected a file in a folder that exists, got {args.out!r}")
     train_set, _ = options.open_images(args)
-    model = wasi.create_model(options.model_name(args), num_classes=len(train_set.classes), img_size=args.img_size,
-                              weights=args.weights, seed=args.seed)
+    model = options.make_model(args, train_set.classes)
     batch_size = options.batch_size_of(args)
     loader = Loader(train_set, min(batch_size, 16, len(train_set)), Transform(model.config.img_size, train=True), shuffle=True,
                     seed=args.seed)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wasi import linalg, ops
+from wasi._core import Arena
 from wasi.layers import FactoredLinear, Linear, Module
 
 # What a target's short name stands for, in the models of this package.
@@ -80,8 +81,9 @@ def input_covariances(model, names, batches):
     for name, collector in collectors.items():
         model.set_module(name, collector)
     try:
-        for batch in batches:
-            model.forward(batch[0] if isinstance(batch, tuple) else batch)
+        with Arena():  # whose pages go back to the system
+            for batch in batches:
+                model.forward(batch[0] if isinstance(batch, tuple) else batch)
     finally:
         for name, collector in collectors.items():
             model.set_module(name, collector.linear)
@@ -104,10 +106,15 @@ def weight_gradients(model, names, batches):
     for p in weights.values():
         p.trainable = True
     try:
-        for images, labels in batches:
-            _, dlogits, _ = model.loss(model.forward(images, train=True), labels)
-            model.backward(dlogits)
-        if any(p.grad is None for p in weights.values()):
+        for p in weights.values():
+            p.grad_buffer()
+        n_batches = 0
+        with Arena():  # whose pages go back to the system
+            for images, labels in batches:
+                _, dlogits, _ = model.loss(model.forward(images, train=True), labels)
+                model.backward(dlogits)
+                n_batches += 1
+        if n_batches == 0:
             raise ValueError("gradients: expected at least one calibration batch, got none")
         return {name: p.grad for name, p in weights.items()}
     finally:

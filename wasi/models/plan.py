@@ -144,11 +144,14 @@ class Plan:
     def apply(self, model, calibration=None):
         """Readies a dense `model` for training as planned, in place, and returns it.
 
-        calibration: labelled batches (images, labels) for the factors' start; not needed for the start "svd".
+        calibration: labelled batches (images, labels) for the factors' start; not needed for the start "svd". They are walked in
+        the plan's micro-batches; besides, the dense weights and, for the start "gradient", their gradients are there for a while.
         Raises PlanError where the plan does not fit the model; the model is then as it was.
         """
         self.check(model)
-        calibration = list(calibration or ())
+        size = self.micro_batch
+        calibration = [(images[i : i + size], labels[i : i + size])
+                       for images, labels in calibration or () for i in range(0, len(images), size)]
         factored = [layer for layer in self.layers if layer.rank is not None]
         if factored and self.start != "svd" and not calibration:
             raise PlanError(f"calibration: expected labelled batches for the start {self.start!r}, got none")

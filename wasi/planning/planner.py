@@ -22,6 +22,7 @@ from wasi.planning.measure import GELU_ERROR, measure_errors
 from wasi.planning.probe import Probe
 
 VARIANCES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+SHARES = (1 / 64, 1 / 32, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of full rank, tried as well
 NEAR = 1.05  # a quicker way is taken where its error is at most so many times the best one's
 GRAINS = (1, 2**6, 2**12, 2**18)  # bytes are rounded up to these, one after another, where the exact solution takes too long
 HARMLESS = 2**27  # bytes: steps up to this are probed in full, whatever the budget
@@ -149,7 +150,7 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     optimizer, momentum: as for training; they decide what state is kept.
     mode: "exact": activations are kept or recomputed, never compressed; "approximate": compressed where that saves memory.
     target_modules: groups or tails of names, as for `factorize`.
-    ranks: the ranks to choose among, or None for those of a grid of explained variances.
+    ranks: the ranks to choose among, or None for a grid of explained variances and of shares of the full rank.
     start: of the factors, "svd", "whitened" or, for qwasi, "gradient"; None: the best known, `wasi.models.methods.default_start`.
         Layers of a qwasi plan that get no residual start whitened where the others start from the gradient.
 
@@ -223,12 +224,13 @@ def _check_ranks(model, names, ranks):
 
 
 def _ranks_of(shape, spectrum, ranks):
-    """The ranks to try for a layer: given ones, or those that explain a grid of variances and are smaller than the weight."""
+    """The ranks to try for a layer: given ones, or a grid of explained variances and of shares, where smaller than the weight."""
     if ranks is not None:
         return sorted(set(ranks))
     O, I = shape
     energy = np.cumsum(np.asarray(spectrum, np.float64) ** 2)
     found = {int(np.searchsorted(energy, v * energy[-1])) + 1 for v in VARIANCES}
+    found |= {round(share * len(spectrum)) for share in SHARES} - {0}
     return sorted({min(K, len(spectrum)) for K in found if K * (O + I) < O * I} | {1})
 
 
