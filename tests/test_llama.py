@@ -6,7 +6,7 @@ from gradcheck import directional_check
 from tables import assert_close, relative_error
 
 import wasi
-from wasi.layers import ActivationPolicy
+from wasi.layers import ActivationCompression, ActivationPolicy
 from wasi.models.llama import PADDING, Llama, LlamaConfig, create_llama, random_arrays
 from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.reference.llama import llama_logits, llama_loss
@@ -169,6 +169,29 @@ def test_gradient_storage(rng, tied, storage):
             optimizer.step(0.1)
         losses.append(loss)
     assert losses[1] == pytest.approx(losses[0], rel=1e-2 if "gradient_bits" in storage else 1e-6)
+
+
+def test_inputs_that_linears_share_are_compressed_once(rng):
+    alone, shared = (apply_method(small(), "asi", MethodOptions(("all",), activation_ranks=(0.5, 0.5, 8)), verbose=False)
+                     for _ in range(2))
+    for block in alone.blocks:
+        for part in (block.attn, block.mlp):
+            for name in ("k_proj", "v_proj", "up_proj"):
+                if hasattr(part, name):
+                    getattr(part, name).compression = ActivationCompression((0.5, 0.5, 8))
+    tokens, targets = rng.integers(0, 23, (2, 4, 9))
+    gradients, saved = [], []
+    for model in (alone, shared):
+        for _ in range(2):
+            model.zero_grad()
+            logits = model.forward(tokens, train=True)
+            saved.append(model.total_saved_bytes)
+            model.backward(model.loss(logits, targets)[1])
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert shared.blocks[0].attn.k_proj.compression is shared.blocks[0].attn.q_proj.compression
+    assert saved[-1] < saved[0] and shared.training_flops(4).total < alone.training_flops(4).total
+    for name, g in gradients[0].items():
+        assert relative_error(gradients[1][name], g) < 1e-5, name
 
 
 def test_factored_decoder_matches_the_twin(rng):

@@ -1,6 +1,7 @@
 """Saved activations as Tucker factors: activation subspace iteration (ASI), and the full decomposition (AMC) beside it."""
 
 import math
+import weakref
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ class ActivationCompression:
     ranks: (batch, tokens, channels), each a share in (0, 1] of the mode's size or a number (capped at the size); all modes
     between the first and the last take the middle one. method: "asi", one warm-started subspace iteration a mode; "hosvd", the
     sequentially truncated decomposition from scratch each time (AMC).
-    The gradient is exact for the compressed input: dW = dy' x~.
+    The gradient is exact for the compressed input: dW = dy' x~. Linears that are given the very same array (as those of queries,
+    keys and values are) may share one of these: it is compressed once, and kept once.
 
     Source: WASI (arXiv 2510.09160), section 3.3; AMC is its comparison of section 4.
     """
@@ -34,6 +36,7 @@ class ActivationCompression:
         self.ranks = tuple(ranks)
         self.method = method
         self._factors = None
+        self._last = None  # weak references to the last input and its core, and the factors
 
     def ranks_for(self, shape):
         """The rank of each mode of an input of that shape."""
@@ -43,6 +46,15 @@ class ActivationCompression:
 
     def compress(self, x):
         """x (B, ..., I) as Compressed. A batch of another size restarts the batch mode alone; the other modes stay warm."""
+        if self._last is not None:
+            seen, core, factors = self._last
+            if seen() is x and core() is not None:
+                return Compressed(core(), factors)
+        compressed = self._compress(x)
+        self._last = weakref.ref(x), weakref.ref(compressed.core), compressed.factors
+        return compressed
+
+    def _compress(self, x):
         ranks = self.ranks_for(x.shape)
         if self.method == "hosvd":
             core, factors = linalg.tucker(x, ranks=ranks)

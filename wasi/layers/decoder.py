@@ -75,6 +75,8 @@ class GroupedQueryAttention(Module):
     q_proj: linear C -> H D, k_proj and v_proj: C -> G D, o_proj: H D -> C; rotary: a RotaryTable.
     """
 
+    shared_inputs = (("q_proj", "k_proj", "v_proj"),)
+
     def __init__(self, q_proj, k_proj, v_proj, o_proj, n_heads, n_kv_heads, rotary):
         self.q_proj = q_proj
         self.k_proj = k_proj
@@ -128,6 +130,8 @@ class GatedMlp(Module):
 
     gate_proj, up_proj: linears C -> hidden, down_proj: hidden -> C.
     """
+
+    shared_inputs = (("gate_proj", "up_proj"),)
 
     def __init__(self, gate_proj, up_proj, down_proj):
         self.gate_proj = gate_proj

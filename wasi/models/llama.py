@@ -243,6 +243,11 @@ class Llama(Module):
             a, m = block.attn, block.mlp
             ins = [(a.q_proj, C), (a.k_proj, C), (a.v_proj, C), (a.o_proj, wide), (m.gate_proj, C), (m.up_proj, C)]
             parts = [attention] + [layer.flops((B, N, width), rule) for layer, width in ins]
+            for sharing in ((a.q_proj, a.k_proj, a.v_proj), (m.gate_proj, m.up_proj)):
+                compressions = [c for c in (getattr(layer, "compression", None) for layer in sharing) if c is not None]
+                extra = len(compressions) - len({id(c) for c in compressions})
+                if extra:  # compressed once, and counted by each
+                    parts.append(Flops(0, -extra * compressions[0].flops((B, N, C))))
             again = block.policy.recompute and i >= n_frozen
             if again:
                 parts.append(Flops(0, sum(p.forward for p in parts)))

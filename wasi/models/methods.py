@@ -98,11 +98,22 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
         add_lora(model, names, options, quantized=method == "qlora")
     ranks = options.activation_ranks or ((0.5, 0.5, 64) if method in ("asi", "amc", "wasi") else None)
     if ranks is not None:
-        for name in names:
-            model.get_module(name).compression = ActivationCompression(ranks, "hosvd" if method == "amc" else "asi")
+        compress_inputs(model, names, ranks, "hosvd" if method == "amc" else "asi")
         if all(isinstance(block.mlp, Mlp) and block.mlp.fc2.compression for block in model.blocks):
             model.set_policy(ActivationPolicy(gelu_bits=4))
     return model
+
+
+def compress_inputs(model, names, ranks, method):
+    """Gives each named linear an ActivationCompression; those that the module around them feeds with one input share it."""
+    made = {}
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        groups = getattr(model.get_module(parent), "shared_inputs", ())
+        key = parent, next((group for group in groups if own in group), own)
+        if key not in made:
+            made[key] = ActivationCompression(ranks, method)
+        model.get_module(name).compression = made[key]
 
 
 def balanced(L, R):
