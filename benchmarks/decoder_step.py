@@ -70,8 +70,16 @@ COLUMNS = {
     "peak MiB of the steps above import": lambda r: harness.mib(r["peak_bytes"]),
     "of it mapped files": lambda r: harness.mib(r["file_bytes"]),
     "seconds a step": lambda r: harness.seconds(r["seconds"]["median"]),
+    "time / that of the last of PyTorch's, in alternation": lambda r: "" if r["ratio"] is None else
+        f"{r['ratio']['median']:.2f} ({r['ratio']['low']:.2f} to {r['ratio']['high']:.2f})",
     "loss": lambda r: f"{r['values']['loss']:.3f}",
 }
+
+
+def time_ratio(candidate, rival, rounds, threads):
+    """Spread of candidate's seconds over the rival's, (function, args) each, in alternation: both processes live meanwhile."""
+    with harness.Isolated(*candidate, threads) as ours, harness.Isolated(*rival, threads) as theirs:
+        return harness.interleave({"ours": ours, "theirs": theirs}, rounds)["ratios"]["ours / theirs"]
 
 
 def main():
@@ -91,6 +99,7 @@ def main():
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3, help="of the first method and the last of PyTorch's in alternation")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", metavar="NAME", help="write NAME.json and NAME.md to benchmarks/results/")
     args = parser.parse_args()
@@ -101,8 +110,13 @@ def main():
         runs = {f"PyTorch {v}, dense": (torch_step, {**shape, "variant": v}) for v in args.rivals}
         runs |= {f"wasi {m}": (wasi_step, {**shape, "method": m, "rank": args.rank}) for m in args.methods}
         for who, (function, words) in runs.items():
-            records.append({"who": who, **harness.run_isolated(function, words, args.steps, args.warmup, args.threads)})
+            record = harness.run_isolated(function, words, args.steps, args.warmup, args.threads)
+            records.append({"who": who, "ratio": None, **record})
             print(who, *(f"{title}: {cell(records[-1])}" for title, cell in list(COLUMNS.items())[1:]), sep="; ", flush=True)
+        if args.rounds and args.rivals and args.methods:
+            ours, theirs = f"wasi {args.methods[0]}", f"PyTorch {args.rivals[-1]}, dense"
+            ratio = time_ratio(runs[ours], runs[theirs], args.rounds, args.threads)
+            next(r for r in records if r["who"] == ours)["ratio"] = ratio
     print(harness.markdown_table(records, COLUMNS))
     if args.out:
         title = (f"{args.model}: a step on the last {args.last_layers} layers, batch {args.batch}, length {args.length}, "
