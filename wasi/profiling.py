@@ -25,6 +25,10 @@ def _attention(qkv):
     return attention_flops(*qkv.shape[:2], qkv.shape[2] // 3)
 
 
+def _windows(qkv, window):
+    return attention_flops(_rows(qkv) // window**2, window**2, qkv.shape[-1] // 3)
+
+
 # FLOPs of a call from its arguments; kernels that are not products of matrices have none.
 _FLOPS = {
     "linear_forward": lambda x, W, *rest, **more: 2 * _rows(x) * W.size,
@@ -35,6 +39,8 @@ _FLOPS = {
     "quant_backward": lambda dy, codes, s, r, c, *rest, **more: 2 * _rows(dy) * r.size * c.size,
     "attention_forward": lambda qkv, *rest, **more: _attention(qkv).forward,
     "attention_backward": lambda do, qkv, *rest, **more: _attention(qkv).backward,
+    "window_attention_forward": lambda qkv, n_heads, window, *rest, **more: _windows(qkv, window).forward,
+    "window_attention_backward": lambda do, qkv, o, lse, n_heads, window, *rest, **more: _windows(qkv, window).backward,
     "asi_step": lambda A, factors, *rest, **more: asi_flops(A.shape, [d if U is None else U.shape[1]
                                                                       for d, U in zip(A.shape, factors)]),
     "wsi_step": lambda L, R, dL, dR, rule, *rest, **more: wsi_update_flops(len(L), R.shape[1], len(R), _RULES[rule]),

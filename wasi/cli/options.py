@@ -131,7 +131,7 @@ def make_model(args, classes):
     if args.task != "image-classification":
         return texts.make_decoder(args, classes)
     model = create_model(model_name(args), num_classes=len(classes), img_size=args.img_size, weights=args.weights, seed=args.seed)
-    if model.architecture != "vit":
+    if model.architecture == "llama":
         raise ValueError(f"--model: {args.model} takes text; expected --task text-classification or lm")
     return model
 

@@ -6,6 +6,8 @@ from wasi.layers.linear import FactoredLinear, Linear
 from wasi.layers.module import Module, Parameter
 from wasi.layers.norm import LayerNorm, RMSNorm
 from wasi.layers.transformer import ActivationPolicy, Attention, Block, Mlp
+from wasi.layers.windows import PatchMerging, WindowAttention
 
 __all__ = ["ActivationCompression", "ActivationPolicy", "Attention", "Block", "DecoderBlock", "Embedding",
-           "FactoredLinear", "GatedMlp", "GroupedQueryAttention", "LayerNorm", "Linear", "Mlp", "Module", "Parameter", "RMSNorm"]
+           "FactoredLinear", "GatedMlp", "GroupedQueryAttention", "LayerNorm", "Linear", "Mlp", "Module", "Parameter",
+           "PatchMerging", "RMSNorm", "WindowAttention"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wasi import ops
+from wasi.layers.flops import Flops, attention_flops
 from wasi.layers.module import Module
 
 TILE_ROWS = 512  # fewer, and products with wide factors lose more by packing them again than caches give
@@ -43,7 +44,7 @@ class Attention(Module):
         """x (B, N, C) -> (B, N, C). x itself is not kept: backward is given it again."""
         qkv = self.qkv.forward(x, train, keep_input=False)
         del x
-        o, lse = ops.attention(qkv, self.n_heads)
+        o, lse = self._attend(qkv)
         if train:
             self._saved = (qkv, o, lse)
         del qkv, lse
@@ -53,9 +54,19 @@ class Attention(Module):
         """dy (B, N, C) -> dx; input_again() gives forward's x."""
         qkv, o, lse = self._take_saved()
         do = self.proj.backward(dy, o if self.proj.needs_input else None)
-        dqkv = ops.attention_backward(do, qkv, o, lse, self.n_heads)
+        dqkv = self._attend_backward(do, qkv, o, lse)
         del do, qkv, o, lse
         return self.qkv.backward(dqkv, input_again() if self.qkv.needs_input else None)
+
+    def _attend(self, qkv):
+        return ops.attention(qkv, self.n_heads)
+
+    def _attend_backward(self, do, qkv, o, lse):
+        return ops.attention_backward(do, qkv, o, lse, self.n_heads)
+
+    def score_flops(self, shape):
+        """The Flops of scores and weighted sums on an input of that shape (B, N, C)."""
+        return attention_flops(*shape)
 
 
 class Mlp(Module):
@@ -136,3 +147,13 @@ class Block(Module):
         d = self.norm2.backward(d, add_to=dy)
         del dy
         return self.norm1.backward(self.attn.backward(d, self.norm1.output_again), add_to=d)
+
+    def flops(self, shape, rule="sgd"):
+        """The Flops of one training step on an input of that shape (B, N, C); rule: of the optimiser."""
+        parts = [self.attn.score_flops(shape)]
+        parts += [layer.flops(shape, rule) for layer in (self.attn.qkv, self.attn.proj, self.mlp.fc1)]
+        again = self.policy.recompute
+        if again:
+            parts.append(Flops(0, sum(p.forward for p in parts)))
+        fc2 = self.mlp.fc2
+        return sum(parts, fc2.flops((*shape[:-1], fc2.in_features), rule, prepared=again))

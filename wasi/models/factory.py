@@ -8,13 +8,14 @@ from wasi.layers import FactoredLinear
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.models.llama import LLAMA_CONFIGS, Llama, LlamaConfig, create_llama
+from wasi.models.swin import SWIN_CONFIGS, SwinConfig, SwinTransformer, create_swin
 from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
 from wasi.models.weights import FORMAT_VERSION, TensorFile, WeightsError, load_weights
 
 
 def list_models():
     """The names that `create_model` knows."""
-    return sorted([*CONFIGS, *LLAMA_CONFIGS])
+    return sorted([*CONFIGS, *LLAMA_CONFIGS, *SWIN_CONFIGS])
 
 
 def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **overrides):
@@ -33,9 +34,10 @@ def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **
         if img_size is not None or weights is not None:
             raise ValueError(f"img_size, weights: expected None for {name}, which takes text; load_llama reads its weights")
         return create_llama(name, num_classes, seed, **overrides)
-    if name not in CONFIGS:
+    if name not in CONFIGS and name not in SWIN_CONFIGS:
         raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
-    model = create_vit(name, num_classes, img_size, seed, **overrides)
+    create = create_swin if name in SWIN_CONFIGS else create_vit
+    model = create(name, num_classes, img_size, seed, **overrides)
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -57,6 +59,8 @@ def load_model(path):
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
     if header["architecture"] == "vit":
         model = VisionTransformer(ViTConfig(**config), seed=None)
+    elif header["architecture"] == "swin":
+        model = SwinTransformer(SwinConfig(**config), seed=None)
     elif header["architecture"] == "llama":
         model = Llama(LlamaConfig(**config), lambda name, shape: np.zeros(shape, np.float32))
     else:

@@ -215,8 +215,9 @@ def apply_policies(model, layers, recompute):
     for name, layer in chosen.items():
         if layer.activation_ranks is not None:
             model.get_module(name).compression = ActivationCompression(layer.activation_ranks)
-    for i, block in enumerate(model.blocks):
-        second = chosen.get(f"blocks.{i}.mlp.fc2")
+    names = {id(module): name for name, module in model.named_modules()}
+    for block in model.blocks:
+        second = chosen.get(f"{names[id(block)]}.mlp.fc2")
         block.policy = ActivationPolicy(recompute=recompute, gelu_bits=second and second.gelu_bits)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wasi import ops
-from wasi.layers import Attention, Block, LayerNorm, Linear, Mlp, Module, Parameter
-from wasi.layers.flops import Flops, attention_flops
+from wasi.layers import Attention, Block, LayerNorm, Linear, Mlp, Parameter
+from wasi.models.images import ImageClassifier, PatchEmbed, truncated_normal, zero_linear
 
 
 @dataclass(frozen=True)
@@ -57,41 +57,7 @@ CONFIGS = {
 }
 
 
-def _truncated_normal(rng, shape, std=0.02):
-    """Normal numbers redrawn until they lie within two standard deviations."""
-    x = rng.standard_normal(shape)
-    while (outside := np.abs(x) > 2).any():
-        x[outside] = rng.standard_normal(int(outside.sum()))
-    return (x * std).astype(np.float32)
-
-
-class PatchEmbed(Module):
-    """Cuts images into patches and projects each to C channels.
-
-    proj: linear 3 p p -> C; its weight is the flattened convolution kernel.
-    """
-
-    def __init__(self, proj, config):
-        self.proj = proj
-        self.config = config
-
-    def _patches(self, images):
-        c = self.config
-        return ops.extract_patches(images, c.patch_size, c.mean, c.std)
-
-    def forward(self, images, train=False):
-        """images (B, 3, S, S), uint8 or float32 already normalised -> (B, P, C). Keeps the images, not the patches."""
-        if train:
-            self._saved = (images,)
-        return self.proj.forward(self._patches(images), train, keep_input=False)
-
-    def backward(self, dy):
-        """dy (B, P, C); images have no gradient."""
-        (images,) = self._take_saved()
-        self.proj.backward(dy, self._patches(images), need_dx=False)
-
-
-class VisionTransformer(Module):
+class VisionTransformer(ImageClassifier):
     """ViT for classification: patch embedding, class token, positions, blocks, norm, head on the class token.
 
     seed: of the random weights; None leaves them at zero, to be filled in.
@@ -105,37 +71,29 @@ class VisionTransformer(Module):
         def zeros(*shape):
             return np.zeros(shape, np.float32)
 
-        def linear(O, I):
-            return Linear(zeros(O, I), zeros(O))
-
         def block():
-            return Block(LayerNorm(C, config.norm_eps), Attention(linear(3 * C, C), linear(C, C), config.num_heads),
-                         LayerNorm(C, config.norm_eps), Mlp(linear(hidden, C), linear(C, hidden)))
+            attention = Attention(zero_linear(3 * C, C), zero_linear(C, C), config.num_heads)
+            mlp = Mlp(zero_linear(hidden, C), zero_linear(C, hidden))
+            return Block(LayerNorm(C, config.norm_eps), attention, LayerNorm(C, config.norm_eps), mlp)
 
         self.config = config
         self.cls_token = Parameter(zeros(1, 1, C), decay=False)
         self.pos_embed = Parameter(zeros(1, config.grid**2 + 1, C), decay=False)
-        self.patch_embed = PatchEmbed(linear(C, 3 * config.patch_size**2), config)
+        self.patch_embed = PatchEmbed(zero_linear(C, 3 * config.patch_size**2), config)
         self.blocks = [block() for _ in range(config.depth)]
         self.norm = LayerNorm(C, config.norm_eps)
-        self.head = linear(config.num_classes, C)
+        self.head = zero_linear(config.num_classes, C)
         if seed is not None:
             self._draw_weights(np.random.default_rng(seed))
 
     def _draw_weights(self, rng):
         self.cls_token.data[:] = rng.standard_normal(self.cls_token.data.shape) * 1e-6
-        self.pos_embed.data[:] = _truncated_normal(rng, self.pos_embed.data.shape)
-        patches = self.patch_embed.proj.weight.data
-        patches[:] = rng.uniform(-(patches.shape[1] ** -0.5), patches.shape[1] ** -0.5, patches.shape)
+        self.pos_embed.data[:] = truncated_normal(rng, self.pos_embed.data.shape)
+        self.patch_embed.draw_weights(rng)
         for part in (*self.blocks, self.head):
             for _, module in part.named_modules():
                 if isinstance(module, Linear):
-                    module.weight.data[:] = _truncated_normal(rng, module.weight.data.shape)
-
-    def set_policy(self, policy):
-        """Chooses what every block keeps between forward and backward (`ActivationPolicy`)."""
-        for block in self.blocks:
-            block.policy = policy
+                    module.weight.data[:] = truncated_normal(rng, module.weight.data.shape)
 
     def forward(self, images, train=False):
         """images (B, 3, S, S), uint8 or normalised float32 -> logits (B, num_classes)."""
@@ -168,44 +126,15 @@ class VisionTransformer(Module):
             ops.assemble_tokens_backward(dx, self.cls_token.grad_buffer(), self.pos_embed.grad_buffer()))
         after(self.patch_embed)
 
-    def loss(self, logits, labels, label_smoothing=0.0, need_gradient=True):
-        """(mean loss, its gradient, images classified right); labels (B,) int64."""
-        return ops.cross_entropy(logits, labels, label_smoothing, need_gradient)
-
     def head_parameters(self):
         """What is trained even where all else is frozen."""
         return [self.head.weight, self.head.bias]
 
-    def training_flops(self, batch_size, rule="sgd", micro_batch=None):
-        """The Flops of one training step on a batch, from the sizes of the layers (`wasi.layers.flops`).
-
-        rule: of the optimiser: "sgd", "momentum" or "adamw". micro_batch: samples in flight at once.
-        """
-        n, rest = divmod(batch_size, micro_batch or batch_size)
-        parts = [self._pass_flops(micro_batch or batch_size, rule)] * n + ([self._pass_flops(rest, rule)] if rest else [])
-        return Flops(sum(p.forward for p in parts), sum(p.backward for p in parts), parts[0].update)
-
     def _pass_flops(self, B, rule):
         C, P = self.config.embed_dim, self.config.grid**2
-        tokens = (B, P + 1, C)
         total = self.patch_embed.proj.flops((B, P, self.patch_embed.proj.in_features), rule, dx=False)
         total += self.head.flops((B, C), rule)
-        attention = attention_flops(*tokens)
-        for block in self.blocks:
-            again = block.policy.recompute
-            ins = [(block.attn.qkv, tokens), (block.attn.proj, tokens), (block.mlp.fc1, tokens)]
-            parts = [attention] + [layer.flops(shape, rule) for layer, shape in ins]
-            if again:
-                parts.append(Flops(0, sum(p.forward for p in parts)))
-            fc2 = block.mlp.fc2
-            total = sum(parts, total) + fc2.flops((B, P + 1, fc2.in_features), rule, prepared=again)
-        return total
-
-    def _check_images(self, images):
-        want = (3, self.config.img_size, self.config.img_size)
-        if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[1:] != want:
-            got = f"shape {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise ValueError(f"images: expected an array of shape (B, {want[0]}, {want[1]}, {want[2]}), got {got}")
+        return sum((block.flops((B, P + 1, C), rule) for block in self.blocks), total)
 
 
 def create_vit(name, num_classes=None, img_size=None, seed=0, **overrides):

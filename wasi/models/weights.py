@@ -5,6 +5,7 @@ A file of wasi's own holds timm names (a factored layer's `weight` becomes `L` a
 """
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -22,7 +23,7 @@ from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 
 FORMAT_VERSION = 1
 
-# torchvision's ViT names, as patterns, and timm's.
+# torchvision's names of ViT and Swin, as patterns, and timm's.
 _TORCHVISION = [
     (r"conv_proj\.(weight|bias)", r"patch_embed.proj.\1"),
     (r"class_token", "cls_token"),
@@ -34,7 +35,17 @@ _TORCHVISION = [
     (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
     (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:linear_1|0)\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
     (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:linear_2|3)\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+    (r"features\.0\.0\.(weight|bias)", r"patch_embed.proj.\1"),
+    (r"features\.0\.2\.(weight|bias)", r"patch_embed.norm.\1"),
+    (r"features\.(\d+)\.(norm|reduction)\.(weight|bias)", lambda m: f"layers.{int(m[1]) // 2}.downsample.{m[2]}.{m[3]}"),
+    (r"features\.(\d+)\.(\d+)\.mlp\.0\.(weight|bias)", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.mlp.fc1.{m[3]}"),
+    (r"features\.(\d+)\.(\d+)\.mlp\.3\.(weight|bias)", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.mlp.fc2.{m[3]}"),
+    (r"features\.(\d+)\.(\d+)\.((?:norm|attn).*)", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.{m[3]}"),
 ]
+
+# What files of Swin transformers hold besides: tables that follow from the sizes.
+_COMPUTED = (".relative_position_index", ".attn_mask")
+_BIAS_TABLE = ".relative_position_bias_table"
 
 
 def timm_name(name):
@@ -43,6 +54,24 @@ def timm_name(name):
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
     return name
+
+
+def names_in_file(names, architecture):
+    """{timm name: name in the file}, without tables that the model computes.
+
+    Swin files that end a stage by its merging, as the paper's authors' and timm's before 0.9 do, are told by layers.0.downsample.
+    """
+    by_name = {timm_name(name): name for name in names}
+    if architecture != "swin":
+        return by_name
+    late = any(name.startswith("layers.0.downsample.") for name in by_name)
+    found = {}
+    for name, theirs in by_name.items():
+        if late:
+            name = re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
+        if not name.endswith(_COMPUTED):
+            found[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)] = theirs
+    return found
 
 
 class WeightsError(ValueError):
@@ -54,7 +83,7 @@ class LoadReport:
     """What `load_weights` did with a file."""
 
     loaded: list = field(default_factory=list)  # names taken as they are
-    resized: list = field(default_factory=list)  # position tables resized to the model's grid
+    resized: list = field(default_factory=list)  # position and bias tables resized to the model's grid or window
     replaced: list = field(default_factory=list)  # head tensors of another class count: the model's own stay
     unused: list = field(default_factory=list)  # tensors of the file that the model has no place for
 
@@ -144,13 +173,14 @@ class TensorFile:
 def load_weights(model, path):
     """Fills a model with the weights of a safetensors file (a path or a TensorFile); returns a LoadReport.
 
-    Names are timm's or torchvision's. A position table of another grid is resized bicubically; a head for another number of
-    classes is skipped, so the model keeps its new one. Nothing is changed unless the whole file fits.
+    Names are timm's or torchvision's. A position table of another grid and a relative position bias table of another window are
+    resized bicubically; a head for another number of classes is skipped, so the model keeps its new one. Nothing is changed
+    unless the whole file fits.
 
     Raises WeightsError naming all tensors that are missing or have another shape; FileNotFoundError.
     """
     file = path if isinstance(path, TensorFile) else TensorFile(path)
-    by_name = {timm_name(name): name for name in file.names}
+    by_name = names_in_file(file.names, model.architecture)
     parameters = dict(model.named_parameters())
     report = LoadReport(unused=sorted(set(by_name) - set(parameters)))
     wrong, new = [], {}
@@ -161,7 +191,7 @@ def load_weights(model, path):
         got, want = file.shape(by_name[name]), parameter.data.shape
         if got == want or (int(np.prod(got)) == int(np.prod(want)) and len(got) == 4 and len(want) == 2):
             report.loaded.append(name)
-        elif name == "pos_embed" and len(got) == 3 and got[::2] == want[::2] and _is_grid(got[1] - 1):
+        elif _is_resizable(name, got, want):
             report.resized.append(name)
         elif name.startswith("head.") and got[1:] == want[1:]:
             report.replaced.append(name)
@@ -171,15 +201,26 @@ def load_weights(model, path):
         raise WeightsError(f"weights: {file.path.name} does not fit the model: " + "; ".join(wrong))
     for name in report.loaded + report.resized:
         array = file.read(by_name[name])
-        new[name] = (resize_positions(array, model.config.grid) if name in report.resized
-                     else array.reshape(parameters[name].data.shape))
+        if name not in report.resized:
+            new[name] = array.reshape(parameters[name].data.shape)
+        elif name == "pos_embed":
+            new[name] = resize_positions(array, model.config.grid)
+        else:
+            new[name] = resize_grid(array, math.isqrt(len(parameters[name].data)))
     for name, array in new.items():
         parameters[name].data = array
     return report
 
 
+def _is_resizable(name, got, want):
+    """Whether a table of shape `got` is one of `want` for another grid of positions."""
+    if name == "pos_embed":
+        return len(got) == 3 and got[::2] == want[::2] and _is_grid(got[1] - 1)
+    return name.endswith(_BIAS_TABLE) and len(got) == 2 and got[1:] == want[1:] and _is_grid(got[0])
+
+
 def _is_grid(n):
-    return n > 0 and int(n**0.5 + 0.5) ** 2 == n
+    return n > 0 and math.isqrt(n) ** 2 == n
 
 
 def resize_positions(pos_embed, grid):
@@ -187,11 +228,15 @@ def resize_positions(pos_embed, grid):
 
     The class token's row is kept. Anti-aliased when shrinking, as timm does it.
     """
-    old = int((pos_embed.shape[1] - 1) ** 0.5 + 0.5)
+    return np.concatenate([pos_embed[:, :1], resize_grid(pos_embed[0, 1:], grid)[None]], axis=1)
+
+
+def resize_grid(table, grid):
+    """Resizes a table (g*g, C) of a square grid to (grid*grid, C), bicubically; anti-aliased when shrinking."""
+    old = math.isqrt(len(table))
     weights = _bicubic_matrix(old, grid)
-    table = pos_embed[0, 1:].reshape(old, old, -1).astype(np.float64)
-    table = np.einsum("ia,jb,abc->ijc", weights, weights, table).reshape(grid * grid, -1)
-    return np.concatenate([pos_embed[:, :1], table[None].astype(np.float32)], axis=1)
+    table = np.einsum("ia,jb,abc->ijc", weights, weights, table.reshape(old, old, -1).astype(np.float64))
+    return np.ascontiguousarray(table.reshape(grid * grid, -1), np.float32)
 
 
 def _bicubic_matrix(n_in, n_out, a=-0.5):

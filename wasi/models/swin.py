@@ -1,0 +1,227 @@
+"""Swin transformer, after Liu et al., arXiv 2103.14030, with timm's names and shapes.
+
+B batch, C channels of the first stage. Stage s holds tokens (B, g / 2^s, g / 2^s, 2^s C) for a grid of g patches a side.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wasi.layers import Block, LayerNorm, Linear, Mlp, Module, PatchMerging, WindowAttention
+from wasi.models.images import ImageClassifier, PatchEmbed, truncated_normal, zero_linear
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """The shape of a Swin transformer."""
+
+    img_size: int = 224  # pixels a side
+    patch_size: int = 4  # pixels a side; divides img_size
+    embed_dim: int = 96  # C; each stage has twice the channels of the one before
+    depths: tuple = (2, 2, 6, 2)  # blocks of each stage
+    num_heads: tuple = (3, 6, 12, 24)  # of each stage; divides its channels
+    window_size: int = 7  # M, tokens a side; a stage with no more tokens than that a side is one window
+    mlp_ratio: float = 4.0  # hidden width of the MLP over the channels
+    num_classes: int = 1000
+    norm_eps: float = 1e-5
+    mean: tuple = (0.485, 0.456, 0.406)  # of pixels in [0, 1]
+    std: tuple = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        if not self.depths or len(self.depths) != len(self.num_heads) or min(self.depths) < 1:
+            raise ValueError("depths, num_heads: expected at least one block and its heads for each stage, "
+                             f"got {self.depths} and {self.num_heads}")
+        if self.window_size < 1:
+            raise ValueError(f"window_size: expected at least 1, got {self.window_size}")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {self.num_classes}")
+        if self.img_size % self.patch_size or self.img_size < self.patch_size:
+            raise ValueError(f"img_size: expected a multiple of the patch size {self.patch_size}, got {self.img_size}")
+        always = self.patch_size * self.window_size * 2 ** (len(self.depths) - 1)
+        for stage, heads in enumerate(self.num_heads):
+            grid = self.grid >> stage
+            if grid << stage != self.grid or grid < 1:
+                raise ValueError(f"img_size: the {self.grid >> (stage - 1)} x {self.grid >> (stage - 1)} tokens of stage {stage} "
+                                 f"cannot be merged 2 by 2 at {self.img_size} pixels; multiples of {always} always fit")
+            if grid % self.window_of(stage):
+                raise ValueError(f"img_size: windows of {self.window_size} do not divide the {grid} x {grid} tokens of stage "
+                                 f"{stage + 1} at {self.img_size} pixels; multiples of {always} fit, or another window_size")
+            if heads < 1 or (self.embed_dim << stage) % heads:
+                raise ValueError(f"num_heads: expected divisors of the stages' channels, got {heads} for "
+                                 f"{self.embed_dim << stage}")
+
+    @property
+    def grid(self):
+        """Patches a side."""
+        return self.img_size // self.patch_size
+
+    def window_of(self, stage):
+        """Tokens a side of a window of that stage."""
+        return min(self.window_size, self.grid >> stage)
+
+
+SWIN_CONFIGS = {
+    "swin_base_patch4_window7_224": SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+    "swin_micro_patch2_window4_32": SwinConfig(32, 2, 32, (2, 2), (2, 4), 4),
+    "swin_small_patch4_window7_224": SwinConfig(depths=(2, 2, 18, 2)),
+    "swin_tiny_patch4_window7_224": SwinConfig(),
+}
+
+
+class GridEmbed(PatchEmbed):
+    """Patches to normalised tokens that lie as an image: (B, 3, S, S) -> (B, g, g, C)."""
+
+    def __init__(self, proj, norm, config):
+        super().__init__(proj, config)
+        self.norm = norm
+
+    def forward(self, images, train=False):
+        """images (B, 3, S, S), uint8 or float32 already normalised -> (B, g, g, C)."""
+        x = super().forward(images, train)
+        return self.norm.forward(x.reshape(len(x), self.config.grid, self.config.grid, -1), train)
+
+    def backward(self, dy):
+        """dy (B, g, g, C); images have no gradient."""
+        d = self.norm.backward(dy)
+        super().backward(d.reshape(len(d), -1, d.shape[-1]))
+
+
+class Stage(Module):
+    """Blocks on one grid of tokens, after a PatchMerging in all stages but the first."""
+
+    def __init__(self, downsample, blocks):
+        self.downsample = downsample
+        self.blocks = blocks
+
+    def forward(self, x, train=False):
+        """x (B, H, W, C) -> (B, H/2, W/2, 2 C), or as it was in the first stage."""
+        if self.downsample is not None:
+            x = self.downsample.forward(x, train)
+        for block in self.blocks:
+            x = block.forward(x, train)
+        return x
+
+    def backward(self, d, after):
+        """Gradient of the output -> of the input; after(part) as in `SwinTransformer.backward`."""
+        for block in reversed(self.blocks):
+            d = block.backward(d)
+            after(block)
+        if self.downsample is not None:
+            d = self.downsample.backward(d)
+            after(self.downsample)
+        return d
+
+
+class PooledHead(Module):
+    """Logits of the mean token. fc: linear C -> classes."""
+
+    def __init__(self, fc):
+        self.fc = fc
+
+    def forward(self, x, train=False):
+        """x (B, H, W, C) -> (B, num_classes)."""
+        if train:
+            self._saved = (np.array(x.shape),)
+        return self.fc.forward(x.mean((1, 2)), train)
+
+    def backward(self, dlogits):
+        """dlogits (B, num_classes) -> dx (B, H, W, C)."""
+        (shape,) = self._take_saved()
+        d = self.fc.backward(dlogits)
+        dx = np.empty(shape, np.float32)
+        dx[:] = (d / np.float32(shape[1] * shape[2]))[:, None, None]
+        return dx
+
+
+class SwinTransformer(ImageClassifier):
+    """Swin transformer for classification: patch embedding, stages of blocks, norm, head on the mean token.
+
+    Odd blocks attend within windows moved by half a window, unless one window is the whole grid.
+    seed: of the random weights; None leaves them at zero, to be filled in.
+    """
+
+    architecture = "swin"
+
+    def __init__(self, config, seed=0):
+        def norm(width):
+            return LayerNorm(width, config.norm_eps)
+
+        def block(stage, index):
+            C, M = config.embed_dim << stage, config.window_of(stage)
+            shift = M // 2 if index % 2 and M < config.grid >> stage else 0
+            hidden = int(C * config.mlp_ratio)
+            attention = WindowAttention(zero_linear(3 * C, C), zero_linear(C, C), config.num_heads[stage], M, shift)
+            return Block(norm(C), attention, norm(C), Mlp(zero_linear(hidden, C), zero_linear(C, hidden)))
+
+        def stage(s, depth):
+            C = config.embed_dim << s
+            merging = PatchMerging(norm(2 * C), zero_linear(C, 2 * C, bias=False)) if s else None
+            return Stage(merging, [block(s, i) for i in range(depth)])
+
+        C = config.embed_dim
+        self.config = config
+        self.patch_embed = GridEmbed(zero_linear(C, 3 * config.patch_size**2), norm(C), config)
+        self.layers = [stage(s, depth) for s, depth in enumerate(config.depths)]
+        last = C << (len(config.depths) - 1)
+        self.norm = norm(last)
+        self.head = PooledHead(zero_linear(config.num_classes, last))
+        if seed is not None:
+            self._draw_weights(np.random.default_rng(seed))
+
+    def _draw_weights(self, rng):
+        self.patch_embed.draw_weights(rng)
+        for part in (*self.layers, self.head):
+            for _, module in part.named_modules():
+                if isinstance(module, Linear):
+                    module.weight.data[:] = truncated_normal(rng, module.weight.data.shape)
+                elif isinstance(module, WindowAttention):
+                    table = module.relative_position_bias_table.data
+                    table[:] = truncated_normal(rng, table.shape)
+
+    @property
+    def blocks(self):
+        """The blocks of all stages, in order."""
+        return [block for stage in self.layers for block in stage.blocks]
+
+    def forward(self, images, train=False):
+        """images (B, 3, S, S), uint8 or normalised float32 -> logits (B, num_classes)."""
+        self._check_images(images)
+        x = self.patch_embed.forward(images, train)
+        for stage in self.layers:
+            x = stage.forward(x, train)
+        return self.head.forward(self.norm.forward(x, train), train)
+
+    def backward(self, dlogits, after=None):
+        """dlogits (B, num_classes); adds to every trainable parameter's gradient.
+
+        after(part): called for head, norm, blocks, mergings and the patch embedding as soon as its gradients are complete.
+        """
+        after = after or (lambda part: None)
+        d = self.norm.backward(self.head.backward(dlogits))
+        after(self.head)
+        after(self.norm)
+        for stage in reversed(self.layers):
+            d = stage.backward(d, after)
+        self.patch_embed.backward(d)
+        after(self.patch_embed)
+
+    def head_parameters(self):
+        """What is trained even where all else is frozen."""
+        return [self.head.fc.weight, self.head.fc.bias]
+
+    def _pass_flops(self, B, rule):
+        c = self.config
+        proj, fc = self.patch_embed.proj, self.head.fc
+        total = proj.flops((B, c.grid, c.grid, proj.in_features), rule, dx=False) + fc.flops((B, fc.in_features), rule)
+        for s, stage in enumerate(self.layers):
+            grid, C = c.grid >> s, c.embed_dim << s
+            if stage.downsample is not None:
+                total += stage.downsample.reduction.flops((B, grid, grid, 2 * C), rule)
+            total = sum((block.flops((B, grid, grid, C), rule) for block in stage.blocks), total)
+        return total
+
+
+def create_swin(name, num_classes=None, img_size=None, seed=0, **overrides):
+    """A Swin transformer of a registered name with random weights; keywords replace fields of its SwinConfig."""
+    changes = {k: v for k, v in {"num_classes": num_classes, "img_size": img_size, **overrides}.items() if v is not None}
+    return SwinTransformer(replace(SWIN_CONFIGS[name], **changes), seed)
