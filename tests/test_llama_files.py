@@ -59,7 +59,8 @@ def test_sampling_follows_the_seed_and_top_p(shared_data):
     hot = [wasi.generate(model, [1, 403], 30, temperature=1.0, seed=s) for s in (0, 0, 1)]
     assert hot[0] == hot[1] != hot[2] and greedy not in hot
     assert wasi.generate(model, [1, 403], 30, temperature=1.0, top_p=1e-6, seed=3) == greedy
-    assert wasi.generate(model, [1, 403], 30, temperature=1e-3, seed=3) == greedy
+    for cold in (1e-3, 1e-300):
+        assert wasi.generate(model, [1, 403], 30, temperature=cold, seed=3) == greedy
     assert wasi.generate(model, [1, 403], 30, stop={greedy[4]}) == greedy[: greedy.index(greedy[4])]
     assert len(wasi.generate(model, [1] * 510, 30)) == 2  # the context is full
 
@@ -100,6 +101,9 @@ def test_generate_refuses_bad_input(shared_data):
     for bad in ({"temperature": -1}, {"temperature": np.nan}, {"top_p": 0}, {"top_p": 1.5}, {"n_tokens": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))}: expected"):
             wasi.generate(model, [1], **{"n_tokens": 1, **bad})
+    model.norm.weight.data[0] = np.inf
+    with pytest.raises(FloatingPointError, match="the logits are not finite"):
+        wasi.generate(model, [1], 1)
     with pytest.raises(ValueError, match="expected a language model, got a classifier"):
         wasi.generate(load_llama(shared_data("stories260k/stories260K.bin"), num_classes=2), [1], 1)
 

@@ -10,7 +10,8 @@ def generate(model, tokens, n_tokens, temperature=0.0, top_p=1.0, seed=0, stop=(
     top_p in (0, 1]: sample only among the fewest tokens that together have this probability; seed of the sampling;
     stop: ids that end the text (not part of the result); on_token(id), called with each new id.
     Returns the new ids as a list, fewer than n_tokens where a stop token came or the context is full.
-    Raises ValueError for a prompt that is empty or fills the context, ids out of range, and impossible numbers.
+    Raises ValueError for a prompt that is empty or fills the context, ids out of range, and impossible numbers;
+    FloatingPointError where logits are not finite.
     """
     tokens = np.array(tokens, np.int64)
     context = model.config.max_length
@@ -29,6 +30,8 @@ def generate(model, tokens, n_tokens, temperature=0.0, top_p=1.0, seed=0, stop=(
     new = []
     for _ in range(n_tokens):
         logits = model.extend(tokens[None] if not new else np.array([new[-1:]]), caches)[0]
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the logits are not finite: the weights hold NaN, Inf or too large numbers")
         token = int(logits.argmax()) if temperature == 0 else sample(logits, temperature, top_p, rng)
         if token in stop:
             break
@@ -40,8 +43,8 @@ def generate(model, tokens, n_tokens, temperature=0.0, top_p=1.0, seed=0, stop=(
 
 def sample(logits, temperature, top_p, rng):
     """An id drawn with probability softmax(logits / temperature), among the most probable ids that make up top_p."""
-    z = logits.astype(np.float64) / temperature
-    p = np.exp(z - z.max())
+    z = logits.astype(np.float64)
+    p = np.exp((z - z.max()) / temperature)
     p /= p.sum()
     order = np.argsort(-p, kind="stable")
     total = np.cumsum(p[order])
