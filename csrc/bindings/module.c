@@ -71,6 +71,7 @@ static int module_exec(PyObject *module)
         wasi_optim_methods,
         wasi_quant_methods,
         wasi_rsvd_methods,
+        wasi_store_methods,
         wasi_tucker_methods,
         wasi_wsi_methods,
     };

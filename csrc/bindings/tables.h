@@ -17,6 +17,7 @@ extern PyMethodDef wasi_norm_methods[];
 extern PyMethodDef wasi_optim_methods[];
 extern PyMethodDef wasi_quant_methods[];
 extern PyMethodDef wasi_rsvd_methods[];
+extern PyMethodDef wasi_store_methods[];
 extern PyMethodDef wasi_tucker_methods[];
 extern PyMethodDef wasi_wsi_methods[];
 

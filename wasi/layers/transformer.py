@@ -24,9 +24,37 @@ class ActivationPolicy:
     gelu_bits: int | None = None  # 2 or 4: keep so many bits of GELU's derivative instead of its input (None: exact). Saves
     #                               memory where fc2's input is compressed; otherwise that is kept, and nothing is saved
 
+    saved_bits: int | None = None  # 16 or 8: keep what blocks keep as bfloat16, or in 8 bits between each token's least and
+    #                                largest value, and expand it in backward (None: float32, exact)
+
     def __post_init__(self):
         if self.gelu_bits not in (None, 2, 4):
             raise ValueError(f"gelu_bits: expected None, 2 or 4, got {self.gelu_bits}")
+        if self.saved_bits not in (None, 8, 16):
+            raise ValueError(f"saved_bits: expected None, 8 or 16, got {self.saved_bits}")
+
+
+class _Packed(tuple):
+    """An array kept in fewer bits: (bfloat16 bits,) or (codes, scale, offset)."""
+
+
+def _pack(saved, tokens, bits):
+    """What a module kept, its float32 arrays with a row for each of `tokens` (B, N) in fewer bits."""
+    def pack(item):
+        if not isinstance(item, np.ndarray) or item.dtype != np.float32 or item.shape[:-1] != tokens:
+            return item
+        return _Packed((ops.bf16_round(item),)) if bits == 16 else _Packed(ops.store_rows(item))
+
+    return saved and tuple(map(pack, saved))
+
+
+def _unpack(saved):
+    def unpack(item):
+        if not isinstance(item, _Packed):
+            return item
+        return ops.bf16_expand(*item) if len(item) == 1 else ops.restore_rows(*item)
+
+    return saved and tuple(map(unpack, saved))
 
 
 class Attention(Module):
@@ -127,10 +155,15 @@ class Block(Module):
 
     def forward(self, x, train=False):
         """x (B, N, C) -> (B, N, C)."""
+        bits = self.policy.saved_bits if train else None
         if train and self.policy.recompute:
-            self._saved = (x,)
+            self._saved = _pack((x,), x.shape[:-1], bits) if bits else (x,)
             return self._run(x, train=False)
-        return self._run(x, train)
+        y = self._run(x, train)
+        if bits:
+            for _, module in self.named_modules():
+                module._saved = _pack(module._saved, x.shape[:-1], bits)
+        return y
 
     def _run(self, x, train, need_output=True):
         a = self.attn.forward(self.norm1.forward(x, train), train)
@@ -142,11 +175,19 @@ class Block(Module):
     def backward(self, dy):
         """dy (B, N, C) -> dx (B, N, C)."""
         if self.policy.recompute:
-            self._run(*self._take_saved(), train=True, need_output=False)
+            self._run(*_unpack(self._take_saved()), train=True, need_output=False)
+        self._unpack_parts(self.mlp, self.norm2)
         d = self.mlp.backward(dy, self.norm2.output_again)
         d = self.norm2.backward(d, add_to=dy)
         del dy
+        self._unpack_parts(self.attn, self.norm1)
         return self.norm1.backward(self.attn.backward(d, self.norm1.output_again), add_to=d)
+
+    def _unpack_parts(self, *parts):
+        if self.policy.saved_bits:
+            for part in parts:
+                for _, module in part.named_modules():
+                    module._saved = _unpack(module._saved)
 
     def flops(self, shape, rule="sgd"):
         """The Flops of one training step on an input of that shape (B, N, C); rule: of the optimiser."""

@@ -57,6 +57,7 @@ from wasi.ops.quant import (
     quant_linear_backward,
     quantize_residual,
 )
+from wasi.ops.store import restore_rows, store_rows
 
 __all__ = [
     "QuantizedMatrix",
@@ -101,6 +102,7 @@ __all__ = [
     "quant_linear",
     "quant_linear_backward",
     "quantize_residual",
+    "restore_rows",
     "rms_norm",
     "rms_norm_apply",
     "rms_norm_backward",
@@ -109,6 +111,7 @@ __all__ = [
     "sgd_update",
     "silu",
     "silu_backward",
+    "store_rows",
     "sum_of_squares",
     "swiglu",
     "swiglu_backward",
