@@ -58,8 +58,8 @@ def test_profiles_do_not_nest_and_names_are_the_cores():
     assert all(hasattr(_core, name) for name in _FLOPS)
 
 
-@pytest.mark.parametrize("words", [["--method", "wsi", "--micro-batch", "2", "--recompute"], ["--method", "qwasi", "--inference"],
-                                   ["--method", "svd-llm"]])
+@pytest.mark.parametrize("words", [["--method", "wsi", "--micro-batch", "2", "--recompute", "--saved-bits", "8"],
+                                   ["--method", "qwasi", "--inference"], ["--method", "svd-llm"]])
 def test_the_command_prints_a_table_that_adds_up(capsys, words):
     assert main(["profile", "--model", "vit_micro_patch4_32", "--batch-size", "4", "--steps", "1", *words]) == 0
     text = capsys.readouterr().out

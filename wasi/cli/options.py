@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from wasi.cli import texts
@@ -51,6 +52,8 @@ def add_training_options(parser):
     add("--epochs", type=int, help="passes over the training set (default: 2 with --weights, else 30, of texts 10)")
     add("--batch-size", type=int, help="(default: 32)")
     add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
+    add("--recompute", action="store_true", help="keep block inputs alone and run each block again in backward: exact")
+    add("--saved-bits", type=int, choices=(8, 16), help="keep what blocks keep for backward in so many bits (default: exact)")
     add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
     add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
     add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
@@ -161,8 +164,9 @@ def optimizer_of(args, text=False):
 
 def follow_plan(args, plan):
     """Sets in `args` what the plan decides. Raises ValueError for options that decide the same, or decided otherwise."""
-    for name in ("rank", "variance", "bits", "activation_ranks", "targets", "start", "calibration"):
-        if getattr(args, name) is not None:
+    for name in ("rank", "variance", "bits", "activation_ranks", "targets", "start", "calibration", "recompute",
+                 "saved_bits"):
+        if getattr(args, name) not in (None, False):
             raise ValueError(f"--{name.replace('_', '-')}: the plan decides this; give --plan or this option, not both")
     kind, momentum = ("adamw", None) if plan.optimizer == "adamw" else ("sgd", 0.0 if plan.optimizer == "sgd" else 0.9)
     for name, value in (("batch_size", plan.batch_size), ("micro_batch", plan.micro_batch), ("optimizer", kind)):
@@ -258,3 +262,9 @@ def run_csv(folder, name, flag):
     if not rows:
         raise ValueError(f"folder: {name} of {folder!r} has no rows yet")
     return rows
+
+
+def set_policy(args, model):
+    """Has the blocks keep what the flags say, beside what the method chose."""
+    for block in model.blocks:
+        block.policy = replace(block.policy, recompute=args.recompute, saved_bits=args.saved_bits)

@@ -3,7 +3,7 @@
 import numpy as np
 
 import wasi
-from wasi.layers import ActivationPolicy
+from wasi.cli import options
 from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.profiling import Profile
 from wasi.training.memory import mib
@@ -23,6 +23,7 @@ def add_arguments(parser):
     add("--batch-size", type=int, default=32)
     add("--micro-batch", type=int, help="samples in flight at once")
     add("--recompute", action="store_true", help="keep block inputs alone and run each block again in backward")
+    add("--saved-bits", type=int, choices=(8, 16), help="keep what blocks keep for backward in so many bits (default: exact)")
     add("--img-size", type=int, help="pixels a side (default: the architecture's)")
     add("--steps", type=int, default=3)
     add("--inference", action="store_true", help="forward passes instead of training steps")
@@ -40,8 +41,7 @@ def run(args):
     rank = args.rank or model.config.embed_dim // 4
     apply_method(model, args.method, MethodOptions(targets=tuple(args.targets.split(",")), rank=rank),
                  [(images, labels)] if args.method.startswith("svd-llm") else None, verbose=False)
-    if args.recompute:
-        model.set_policy(ActivationPolicy(recompute=True))
+    options.set_policy(args, model)
     optimizer, arena = None if args.inference else Optimizer(model, clip_norm=1.0), wasi.Arena()
 
     def step():

@@ -69,6 +69,7 @@ def train_one(args, method, out, plan=None):
         plan.save(out / "plan.json")
     else:
         apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
+        options.set_policy(args, model)
     config = options.train_config(args, method)
     folder.write_json("config.json", {"method": method, "model": name, **size, "classes": list(train_set.classes),
                                       "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
