@@ -1,6 +1,9 @@
-"""The same dense fine-tuning run in PyTorch and in wasi: ViT-Ti on CIFAR-10, the same batches, head, rate and clipping.
+"""The same dense training run in PyTorch and in wasi: the same batches, weights, head, rate and clipping.
 
     python benchmarks/curves.py --data cifar10_jpg.tar.gz --weights vit_tiny_patch16_224.safetensors
+    python benchmarks/curves.py --data cifar10_jpg.tar.gz --model swin_tiny_patch4_window7_224 --window-size 4 --img-size 64
+
+Without --weights both start from wasi's random ones. Pixels are scaled to [-1, 1] for either model.
 """
 
 import argparse
@@ -13,17 +16,18 @@ import torch
 import torch_finetune
 
 import wasi
+from wasi.models.weights import published_shape
 from wasi.training.data import Loader, Transform, open_splits
 from wasi.training.optimizer import Optimizer
 from wasi.training.schedule import learning_rate
 from wasi.training.step import accumulate_gradient
 
+SCALING = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # as torch_models.preprocess
 
-def wasi_losses(weights, batches, img_size, lr, clip, warmup):
+
+def wasi_losses(model, batches, lr, clip, warmup):
     """The loss of each step, taken before its update."""
     images, labels = batches["images"], batches["labels"]
-    model = wasi.create_model("vit_tiny_patch16_224", num_classes=len(batches["head_bias"]), img_size=img_size, weights=weights)
-    model.head.weight.data[:], model.head.bias.data[:] = batches["head_weight"], batches["head_bias"]
     optimizer = Optimizer(model, "sgd", clip_norm=clip)
     losses = []
     for step in range(len(images)):
@@ -35,33 +39,41 @@ def wasi_losses(weights, batches, img_size, lr, clip, warmup):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--weights", help="(default: random)")
+    parser.add_argument("--model", default="vit_tiny_patch16_224")
+    parser.add_argument("--window-size", type=int, help="of a Swin transformer (default: the model's)")
     parser.add_argument("--img-size", type=int, default=112)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--out", default="dense_curves", metavar="NAME", help="of the tables in benchmarks/results/")
     args = parser.parse_args()
 
+    changes = {} if args.window_size is None else {"window_size": args.window_size}
+    model = wasi.create_model(args.model, num_classes=10, img_size=args.img_size, weights=args.weights, **SCALING, **changes)
+    start = {name: published_shape(model, name, p.data).copy() for name, p in model.named_parameters()}
+    head = model.head_parameters()
     train_set = open_splits(args.data)["train"].subset(args.batch_size * args.steps, 0)
     loader = Loader(train_set, args.batch_size, Transform(args.img_size, train=True), shuffle=True, drop_last=True)
     images, labels = (np.concatenate(parts) for parts in zip(*loader))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "batches.npz"
-        torch_finetune.write_batches(path, images, labels, args.batch_size, 10)
+        torch_finetune.write_batches(path, images, labels, args.batch_size, 10, head[0].data.shape[1])
         batches = dict(np.load(path))
-    ours = wasi_losses(args.weights, batches, args.img_size, args.lr, args.clip, args.warmup)
-    theirs, exact = (torch_finetune.train(args.weights, batches, 10, args.img_size, args.lr, clip=args.clip, warmup=args.warmup,
-                                          schedule=torch_finetune.warmup_cosine, dtype=dtype)
+    head[0].data[:], head[1].data[:] = batches["head_weight"], batches["head_bias"]
+    ours = wasi_losses(model, batches, args.lr, args.clip, args.warmup)
+    theirs, exact = (torch_finetune.train(start, batches, 10, args.img_size, args.lr, clip=args.clip, warmup=args.warmup,
+                                          schedule=torch_finetune.warmup_cosine, model_name=args.model, dtype=dtype, **changes)
                      for dtype in (torch.float32, torch.float64))
     origin = harness.context(None)
     records = [{"step": i, "wasi": a, "torch": b, "torch_float64": c, "difference": abs(a - b) / b, "rounding": abs(b - c) / c,
                 **origin} for i, (a, b, c) in enumerate(zip(ours, theirs, exact))]
     largest, rounding = (max(r[key] for r in records) for key in ("difference", "rounding"))
-    title = (f"Dense fine-tuning of ViT-Ti, loss by step: wasi within {largest:.1e} of PyTorch, "
-             f"PyTorch in float32 within {rounding:.1e} of itself in float64")
-    harness.write_results("dense_curves", title, records, {
+    title = (f"Dense training of {args.model} from {'published' if args.weights else 'random'} weights, loss by step: "
+             f"wasi within {largest:.1e} of PyTorch, PyTorch in float32 within {rounding:.1e} of itself in float64")
+    harness.write_results(args.out, title, records, {
         "step": lambda r: r["step"],
         "PyTorch": lambda r: f"{r['torch']:.6f}",
         "wasi": lambda r: f"{r['wasi']:.6f}",

@@ -142,6 +142,11 @@ def set_spectrum(weight):
         weight.copy_((U * (s * (weight.norm() / s.norm()))) @ V.T)
 
 
+def stages(model):
+    """The modules whose `blocks` are the model's: a Swin transformer's stages, or the ViT itself."""
+    return list(getattr(model, "layers", [model]))
+
+
 def linears(block):
     """(module, attribute) of the four linears of a block."""
     return [(block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")]
@@ -152,14 +157,17 @@ def build(model_name, img_size, variant, num_classes=10):
     torch.manual_seed(0)
     model = create_model(model_name, img_size, num_classes)
     if variant == "checkpoint":
-        model.blocks = nn.ModuleList(Checkpointed(block) for block in model.blocks)
+        for stage in stages(model):
+            stage.blocks = nn.ModuleList(Checkpointed(block) for block in stage.blocks)
     elif variant == "lora8":
         model.requires_grad_(False)
         model.head.requires_grad_(True)
-        for block in model.blocks:
+        for block in (block for stage in stages(model) for block in stage.blocks):
             for module, name in linears(block):
                 setattr(module, name, LoraLinear(getattr(module, name), LORA_RANK))
     elif variant in ("published", "published-all"):
+        if model_name.startswith("swin_"):
+            raise ValueError(f"variant: {variant} is for inputs B x N x C, which those of {model_name} are not")
         width = model.head.in_features
         for block in model.blocks:
             for module, name in linears(block) if variant == "published-all" else linears(block)[2:]:

@@ -1,4 +1,4 @@
-"""Dense fine-tuning of a ViT in plain PyTorch: the run that wasi's dense training must reproduce, loss by loss.
+"""Dense fine-tuning in plain PyTorch: the run that wasi's dense training must reproduce, loss by loss.
 
     python benchmarks/torch_finetune.py --weights vit_tiny_patch16_224.safetensors --batches batches.npz --out losses.json
 
@@ -62,19 +62,19 @@ def write_batches(path, images, labels, batch, num_classes, width=192, seed=0):
 
 
 def train(weights, batches, num_classes, img_size, lr, momentum=0.0, weight_decay=0.0, clip=None, schedule=constant,
-          steps=None, warmup=0, model_name="vit_tiny_patch16_224", dtype=torch.float32):
+          steps=None, warmup=0, model_name="vit_tiny_patch16_224", dtype=torch.float32, **changes):
     """Trains all parameters and returns the loss of each step, taken before its update.
 
     Parameters: weights, a safetensors file or a dict of arrays by timm name; batches, the arrays described above;
     clip, the largest gradient norm, or None; schedule, a function (t, lr, warmup, steps) -> lr_t; steps, T by default;
-    dtype, torch.float64 shows what rounding does to a run.
+    dtype, torch.float64 shows what rounding does to a run; changes, further arguments of create_model.
     """
     expected = (num_classes, img_size)
     got = (len(batches["head_bias"]), batches["images"].shape[-1])
     if got != expected:
         raise ValueError(f"batches: expected (num_classes, img_size) {expected}, got {got}")
     steps = len(batches["images"]) if steps is None else steps
-    model = create_model(model_name, img_size, num_classes)
+    model = create_model(model_name, img_size, num_classes, **changes)
     load_weights(model, weights, head=(batches["head_weight"], batches["head_bias"])).to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
     losses = []

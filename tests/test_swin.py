@@ -287,12 +287,17 @@ def test_tables_of_another_window_are_resized_and_a_new_head_stays(rng, tmp_path
     assert other.forward(small_batch(rng)[0]).shape == (3, 7)
 
 
-def test_the_cli_trains_one(tmp_path, capsys):
+def test_the_cli_trains_profiles_and_plans_one(tmp_path, capsys):
     from wasi.cli import main
 
     words = ["--model", NAME, "--method", "wasi", "--targets", "all", "--rank", "8", "--epochs", "1", "--limit", "64"]
     assert main(["train", *words, "--limit-val", "32", "--quiet", "--out", str(tmp_path / "run")]) == 0
     assert "| wasi |" in capsys.readouterr().out
+    assert main(["profile", "--model", NAME, "--method", "qwasi", "--batch-size", "2", "--steps", "1"]) == 0
+    assert "window_attention_backward" in capsys.readouterr().out
+    plan = ["--batch-size", "8", "--budget", "8MiB", "--limit", "32", "--ranks", "4,8", "--out", str(tmp_path / "plan.json")]
+    assert main(["plan", "--model", NAME, "--method", "qwasi", *plan]) == 0
+    assert "layers.1.blocks.0.mlp.fc2" in capsys.readouterr().out
 
 
 def test_bad_sizes_are_refused_by_name(rng):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torch_swin import Mlp, create_swin
 
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}  # C, depth, H
 
@@ -28,16 +29,6 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).reshape(B, N, 3, self.H, C // self.H).permute(2, 0, 3, 1, 4)  # each B, H, N, D
         y = F.scaled_dot_product_attention(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(B, N, C))
-
-
-class Mlp(nn.Module):
-    def __init__(self, C):
-        super().__init__()
-        self.fc1 = nn.Linear(C, 4 * C)
-        self.fc2 = nn.Linear(4 * C, C)
-
-    def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -83,8 +74,13 @@ class ViT(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-def create_model(name, img_size=None, num_classes=1000):
-    """A randomly initialised ViT from a timm name, vit_{tiny,small,base}_patch{P}_{S}; img_size replaces S."""
+def create_model(name, img_size=None, num_classes=1000, **changes):
+    """A randomly initialised model from a timm name; img_size replaces that of the name.
+
+    vit_{tiny,small,base}_patch{P}_{S}, or a Swin transformer, whose window_size may be changed (`torch_swin.create_swin`).
+    """
+    if name.startswith("swin_"):
+        return create_swin(name, img_size, num_classes, **changes)
     match = re.fullmatch(rf"vit_({'|'.join(SIZES)})_patch(16|32)_(\d+)", name)
     if not match:
         raise ValueError(f"name: expected vit_{{tiny,small,base}}_patch{{16,32}}_SIZE, got {name!r}")
@@ -107,14 +103,16 @@ def resize_pos_embed(table, n_tokens):
 def load_weights(model, weights, head=None):
     """Loads a safetensors file, or a dict of tensors or arrays by timm name; every name and shape must fit.
 
-    The position table is resized to the model's. `head`, a pair (weight, bias), replaces the head of the weights.
+    A ViT's position table is resized to the model's. `head`, a pair (weight, bias), replaces the head of the weights.
     """
     if not isinstance(weights, dict):
         weights = load_file(weights)
     state = {name: torch.as_tensor(value) for name, value in weights.items()}
     if head is not None:
-        state["head.weight"], state["head.bias"] = (torch.as_tensor(value) for value in head)
-    state["pos_embed"] = resize_pos_embed(state["pos_embed"], model.pos_embed.shape[1])
+        names = [name for name, _ in model.named_parameters() if name.startswith("head.")]
+        state |= {name: torch.as_tensor(value) for name, value in zip(names, head, strict=True)}
+    if "pos_embed" in state:
+        state["pos_embed"] = resize_pos_embed(state["pos_embed"], model.pos_embed.shape[1])
     model.load_state_dict(state, strict=True)
     return model
 

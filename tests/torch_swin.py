@@ -9,7 +9,6 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch_models import Mlp
 
 SIZES = {"tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)), "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
          "base": (128, (2, 2, 18, 2), (4, 8, 16, 32))}  # C, depths, heads
@@ -48,6 +47,16 @@ class WindowAttention(nn.Module):
             bias = (bias + mask[:, None]).repeat(B // len(mask), 1, 1, 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(y.transpose(1, 2).reshape(B, N, C))
+
+
+class Mlp(nn.Module):
+    def __init__(self, C):
+        super().__init__()
+        self.fc1 = nn.Linear(C, 4 * C)
+        self.fc2 = nn.Linear(4 * C, C)
+
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -116,7 +125,6 @@ class Head(nn.Module):
     def __init__(self, C, num_classes):
         super().__init__()
         self.fc = nn.Linear(C, num_classes)
-        self.in_features = C
 
     def forward(self, x):
         return self.fc(x.mean((1, 2)))
@@ -143,9 +151,9 @@ class Swin(nn.Module):
         return self.head(self.norm(x))
 
 
-def create_swin(name, img_size=None, num_classes=1000):
-    """A randomly initialised Swin transformer from a timm name, swin_{tiny,small,base}_patch4_window7_224."""
+def create_swin(name, img_size=None, num_classes=1000, window_size=7):
+    """A randomly initialised Swin transformer from a timm name, swin_{tiny,small,base}_patch4_window7_224; the rest replaces."""
     match = re.fullmatch(rf"swin_({'|'.join(SIZES)})_patch4_window7_224", name)
     if not match:
         raise ValueError(f"name: expected swin_{{tiny,small,base}}_patch4_window7_224, got {name!r}")
-    return Swin(*SIZES[match[1]], img_size=img_size or 224, num_classes=num_classes)
+    return Swin(*SIZES[match[1]], window=window_size, img_size=img_size or 224, num_classes=num_classes)

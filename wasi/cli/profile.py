@@ -34,7 +34,7 @@ def run(args):
     if args.threads:
         wasi.set_num_threads(args.threads)
     model = wasi.create_model(args.model, num_classes=10, img_size=args.img_size, weights=args.weights)
-    if model.architecture != "vit":
+    if model.architecture == "llama":
         raise ValueError(f"--model: expected one that takes images, got {args.model}")
     rng, S = np.random.default_rng(0), model.config.img_size
     images, labels = rng.integers(0, 256, (args.batch_size, 3, S, S), np.uint8), rng.integers(0, 10, args.batch_size)
