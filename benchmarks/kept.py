@@ -3,8 +3,8 @@
     python benchmarks/kept.py --out kept
 
 ViT-B/32 with wsi's factors on all linears (0.8 of a decaying spectrum's energy, see step.py), 16 images in micro-batches of 8.
-CPU seconds of gradient accumulation in alternation, as a ratio to exact float32; the peak of what the step allocates; the relative
-error of the whole gradient. Writes benchmarks/results/kept.{json,md}.
+CPU seconds of gradient accumulation in alternation, as a ratio to exact float32; the peak of what the step allocates; the
+relative error of the whole gradient. Writes benchmarks/results/kept.{json,md}.
 """
 
 import argparse
