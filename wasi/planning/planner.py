@@ -137,7 +137,8 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     """Chooses what each layer becomes, so that a training step of `model` takes at most `budget_bytes` and errs least.
 
     Minimises the sum over layers of err^2 (`wasi.planning.measure`), exactly, subject to predicted peak <= budget_bytes; or, with
-    target_error alone, the peak subject to a root mean square error <= target_error, the batch walked whole.
+    target_error alone, the bytes that layers hold (`LayerPlan.bytes`; scratch is predicted, not minimised) subject to a root mean
+    square error <= target_error, the batch walked whole.
 
     Parameters
     ----------
