@@ -65,6 +65,22 @@ def test_gradients_against_finite_differences(rng, tied, recompute):
     assert directional_check(value, list(p.values()), gradients, rng, n_directions=2, step=1e-5) < 1e-4
 
 
+@pytest.mark.parametrize("bits, error", [(16, 0.02), (8, 0.05)])
+def test_what_is_kept_in_few_bits(rng, bits, error):
+    tokens, targets = rng.integers(0, 23, (2, 4, 9))
+    gradients, saved = [], []
+    for policy in (ActivationPolicy(), ActivationPolicy(saved_bits=bits)):
+        model = small(scale=5.0)
+        model.set_policy(policy)
+        logits = model.forward(tokens, train=True)
+        saved.append(model.total_saved_bytes)
+        model.backward(model.loss(logits, targets)[1])
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert saved[1] < 0.7 * saved[0]
+    for name, g in gradients[0].items():
+        assert relative_error(gradients[1][name], g) < error, name
+
+
 @pytest.mark.parametrize("tied, num_classes", [(True, None), (False, None), (False, 3)])
 def test_gradients_match_torch(rng, torch, n_threads, tied, num_classes):
     import torch_llama

@@ -6,6 +6,7 @@ B batch, N tokens, C channels, H query heads, G key and value heads, D head widt
 import numpy as np
 
 from wasi import ops
+from wasi.layers.flops import Flops, attention_flops
 from wasi.layers.module import Module, Parameter
 from wasi.layers.transformer import Block
 
@@ -98,10 +99,11 @@ class GroupedQueryAttention(Module):
         q, k, v = self._project(x, 0, train)
         del x
         o, lse = ops.attention_gqa(q, k, v, causal=True)
+        o, q, k, v = (a.reshape(*a.shape[:2], -1) for a in (o, q, k, v))
         if train:
             self._saved = (q, k, v, o, lse)
         del q, k, v, lse
-        return self.o_proj.forward(o.reshape(*o.shape[:2], -1), train, keep_input=False)
+        return self.o_proj.forward(o, train, keep_input=False)
 
     def extend(self, x, cache):
         """x (B, n, C), the tokens that follow those in the KeyValueCache -> (B, n, C); their keys and values join it."""
@@ -111,11 +113,18 @@ class GroupedQueryAttention(Module):
         o, _ = ops.attention_gqa(q, cache.keys[:, :end], cache.values[:, :end], causal=True)
         return self.o_proj.forward(o.reshape(*o.shape[:2], -1))
 
+    def score_flops(self, shape):
+        """The Flops of the scores and the weighted sum on x (B, N, C): half of them, as no token sees those after it."""
+        full = attention_flops(*shape[:2], self.o_proj.in_features)
+        return Flops(full.forward // 2, full.backward // 2)
+
     def backward(self, dy, input_again):
         """dy (B, N, C) -> dx; input_again() gives forward's x."""
         q, k, v, o, lse = self._take_saved()
         B, N = o.shape[:2]
-        do = self.o_proj.backward(dy, o.reshape(B, N, -1) if self.o_proj.needs_input else None).reshape(o.shape)
+        do = self.o_proj.backward(dy, o if self.o_proj.needs_input else None)
+        q, o, do = (a.reshape(B, N, self.n_heads, -1) for a in (q, o, do))
+        k, v = (a.reshape(B, N, self.n_kv_heads, -1) for a in (k, v))
         dq, dk, dv = ops.attention_gqa_backward(do, q, k, v, o, lse, causal=True)
         del do, q, k, v, o, lse
         self.rotary.turn(dq, back=True)
@@ -172,6 +181,22 @@ def sum_of_gradients(parts, x):
 
 class DecoderBlock(Block):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), with RMSNorm, GroupedQueryAttention and GatedMlp."""
+
+    def flops(self, shape, rule="sgd"):
+        """The Flops of one training step on an input of that shape (B, N, C); rule: of the optimiser."""
+        attn, mlp = self.attn, self.mlp
+        sharing = (attn.q_proj, attn.k_proj, attn.v_proj), (mlp.gate_proj, mlp.up_proj)
+        parts = [attn.score_flops(shape), attn.o_proj.flops((*shape[:-1], attn.o_proj.in_features), rule)]
+        for linears in sharing:
+            parts += [linear.flops(shape, rule) for linear in linears]
+            compressions = [c for c in (getattr(linear, "compression", None) for linear in linears) if c is not None]
+            extra = len(compressions) - len({id(c) for c in compressions})
+            if extra:  # compressed once, and counted by each
+                parts.append(Flops(0, -extra * compressions[0].flops(shape)))
+        if self.policy.recompute:
+            parts.append(Flops(0, sum(part.forward for part in parts)))
+        down = mlp.down_proj.flops((*shape[:-1], mlp.down_proj.in_features), rule, prepared=self.policy.recompute)
+        return sum(parts, down)
 
     def extend(self, x, cache):
         """x (B, n, C), the tokens that follow those in the block's KeyValueCache -> (B, n, C)."""

@@ -3,6 +3,7 @@
 B batch, N tokens, C channels, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from wasi.layers.decoder import (
     KeyValueCache,
     RotaryTable,
 )
-from wasi.layers.flops import Flops, attention_flops
+from wasi.layers.flops import Flops
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 
 PADDING = -1  # the id that fills up shorter rows of a batch, on the right
@@ -228,31 +229,15 @@ class Llama(Module):
         return Flops(sum(p.forward for p in parts), sum(p.backward for p in parts), parts[0].update)
 
     def _pass_flops(self, B, rule):
-        c = self.config
-        N, C, wide = self.sample_length, c.embed_dim, c.num_heads * c.head_dim
-        full = attention_flops(B, N, wide)
-        attention = Flops(full.forward // 2, full.backward // 2)  # causal: half the scores
-        head = (B, C) if c.num_classes is not None else (B, N, C)
+        c, tokens = self.config, (B, self.sample_length, self.config.embed_dim)
         if self.head is None:
-            product = 2 * B * N * C * c.vocab_size
+            product = 2 * math.prod(tokens) * c.vocab_size
             total = Flops(product, product * (2 if self.embed.trainable else 1))
         else:
-            total = self.head.flops(head, rule)
-        n_frozen = self.n_frozen_blocks
+            total = self.head.flops(tokens if c.num_classes is None else (B, c.embed_dim), rule)
         for i, block in enumerate(self.blocks):
-            a, m = block.attn, block.mlp
-            ins = [(a.q_proj, C), (a.k_proj, C), (a.v_proj, C), (a.o_proj, wide), (m.gate_proj, C), (m.up_proj, C)]
-            parts = [attention] + [layer.flops((B, N, width), rule) for layer, width in ins]
-            for sharing in ((a.q_proj, a.k_proj, a.v_proj), (m.gate_proj, m.up_proj)):
-                compressions = [c for c in (getattr(layer, "compression", None) for layer in sharing) if c is not None]
-                extra = len(compressions) - len({id(c) for c in compressions})
-                if extra:  # compressed once, and counted by each
-                    parts.append(Flops(0, -extra * compressions[0].flops((B, N, C))))
-            again = block.policy.recompute and i >= n_frozen
-            if again:
-                parts.append(Flops(0, sum(p.forward for p in parts)))
-            parts.append(m.down_proj.flops((B, N, c.hidden_dim), rule, prepared=again))
-            total += sum(parts, Flops()) if i >= n_frozen else Flops(sum(p.forward for p in parts))
+            flops = block.flops(tokens, rule)
+            total += flops if i >= self.n_frozen_blocks else Flops(flops.forward)
         return total
 
     def _check_tokens(self, tokens, start=0):
