@@ -11,6 +11,7 @@
 enum { CHUNK = 128 }; /* rows (or columns) of a block in float64 at a time: what syrk and trmm do fastest */
 
 #define COLLAPSED 1e-13 /* rcond(G) of rows that are dependent to float32 accuracy */
+#define WELL_POSED 1e-7 /* rcond(G) from which |T^-1|_F^2 = tr(G^-1), an upper bound of |G^-1|, is all that is needed */
 
 /* Threads that are worth starting on a pass over m x k with a k x k matrix. */
 static int threads_for(wasi_int m, wasi_int k, int n_threads)
@@ -18,7 +19,7 @@ static int threads_for(wasi_int m, wasi_int k, int n_threads)
     return (double)m * (double)k * (double)k < 65536.0 ? 1 : n_threads;
 }
 
-/* Scratch: [D: k][work: 3 k][iwork: k], D the square roots of G's diagonal. */
+/* Scratch: [D: k][work: 3 k][iwork: k], D the inverse square roots of G's diagonal. */
 typedef struct {
     double *D, *work;
     int32_t *iwork;
@@ -49,13 +50,14 @@ wasi_status wasi_gram_factor(double *T, double *Tinv, double *rcond, const doubl
             return WASI_ERR_NONFINITE;
         if (d < 1e-280)
             return WASI_OK;
-        f.D[i] = sqrt(d);
+        f.D[i] = 1 / sqrt(d);
     }
-    double norm = 0;
+    double norm = 0, inverse = 0;
     for (wasi_int i = 0; i < k; i++) {
         double sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (wasi_int j = 0; j < k; j++) {
-            T[i * k + j] = G[i * k + j] / f.D[i] / f.D[j];
+            T[i * k + j] = G[i * k + j] * f.D[i] * f.D[j];
             sum += fabs(T[i * k + j]);
         }
         norm = WASI_MAX(norm, sum);
@@ -66,13 +68,20 @@ wasi_status wasi_gram_factor(double *T, double *Tinv, double *rcond, const doubl
     WASI_TRY(status);
     for (wasi_int i = 0; i < k; i++)
         memset(T + i * k, 0, (size_t)i * sizeof(double));
-    WASI_TRY(wasi_dpocon(k, T, k, norm, rcond, f.work, f.iwork));
     memcpy(Tinv, T, (size_t)(k * k) * sizeof(double));
     WASI_TRY(wasi_dtrtri(k, Tinv, k));
+    for (wasi_int i = 0; i < k; i++) {
+#pragma omp simd reduction(+ : inverse)
+        for (wasi_int j = i; j < k; j++)
+            inverse += Tinv[i * k + j] * Tinv[i * k + j];
+    }
+    *rcond = 1 / (norm * inverse);
+    if (!(*rcond >= WELL_POSED))
+        WASI_TRY(wasi_dpocon(k, T, k, norm, rcond, f.work, f.iwork));
     for (wasi_int i = 0; i < k; i++)
         for (wasi_int j = i; j < k; j++) {
-            T[i * k + j] *= f.D[j];
-            Tinv[i * k + j] /= f.D[i];
+            T[i * k + j] /= f.D[j];
+            Tinv[i * k + j] *= f.D[i];
         }
     return WASI_OK;
 }

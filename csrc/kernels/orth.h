@@ -51,8 +51,9 @@ wasi_status wasi_ddivide(double *B, const double *A, const double *Tinv, bool wi
 size_t wasi_sgram_work(wasi_int m, wasi_int k, int n_threads); /* serves both */
 size_t wasi_dgram_work(wasi_int m, wasi_int k, int n_threads);
 
-/* T, Tinv with G = T' T (each k x k, lower triangles zero) and rcond = 1 / cond(G scaled to a unit diagonal);
- * rcond = 0 where G is not positive definite. WASI_ERR_NONFINITE where the diagonal holds NaN or Inf. */
+/* T, Tinv with G = T' T (each k x k, lower triangles zero) and rcond = 1 / cond(G scaled to a unit diagonal), or a
+ * lower bound of it where that is above 1e-7; rcond = 0 where G is not positive definite. WASI_ERR_NONFINITE where the
+ * diagonal holds NaN or Inf. */
 wasi_status wasi_gram_factor(double *T, double *Tinv, double *rcond, const double *G, wasi_int k, void *scratch);
 size_t wasi_gram_factor_work(wasi_int k);
 

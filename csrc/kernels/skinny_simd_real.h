@@ -11,22 +11,23 @@
 typedef real vec __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef real loose_vec __attribute__((vector_size(VECTOR_BYTES), may_alias, aligned(sizeof(real))));
 
-/* k rows of V, `strips` vectors long; both are constants where this is inlined. `ahead`: A is fetched for the next strip,
- * since the d rows are too many for the hardware to follow. */
+/* k rows of V, `strips` vectors long; both are constants where this is inlined. Of what lies `ahead` of A, vectors
+ * from `fetch` on are fetched, since the d rows are too many for the hardware to follow. */
 INLINE void T(project_tile)(real *V, wasi_int ldv, real alpha, const real *M, const real *A, wasi_int lda, wasi_int d,
-                            wasi_int K, int k, int strips, bool ahead)
+                            wasi_int K, int k, int strips, wasi_int ahead, int fetch, int fetch_end)
 {
     vec sum[MOST][STRIPS] = {0};
-    for (wasi_int i = 0; i < d; i++, A += lda, M += K)
+    for (wasi_int i = 0; i < d; i++, A += lda, M += K) {
+        for (int s = fetch; s < fetch_end; s++)
+            __builtin_prefetch(A + ahead + s * LANES, 0, 2);
 #pragma GCC unroll 4
         for (int s = 0; s < strips; s++) {
             vec a = *(const loose_vec *)(A + s * LANES);
-            if (ahead)
-                __builtin_prefetch(A + (STRIPS + s) * LANES);
 #pragma GCC unroll 6
             for (int j = 0; j < k; j++)
                 sum[j][s] += M[j] * a;
         }
+    }
 #pragma GCC unroll 6
     for (int j = 0; j < k; j++)
 #pragma GCC unroll 4
@@ -34,33 +35,34 @@ INLINE void T(project_tile)(real *V, wasi_int ldv, real alpha, const real *M, co
             *(loose_vec *)(V + j * ldv + s * LANES) = alpha * sum[j][s];
 }
 
-/* All K rows of V, in tiles of nearly equal height. */
+/* All K rows of V, in tiles of nearly equal height, which share the fetching. */
 INLINE void T(project_strip)(real *V, wasi_int ldv, real alpha, const real *M, const real *A, wasi_int lda, wasi_int d,
-                             wasi_int K, int strips)
+                             wasi_int K, int strips, wasi_int ahead)
 {
     wasi_int n_tiles = (K + MOST - 1) / MOST;
     for (wasi_int t = 0, at = 0, k; t < n_tiles; t++, at += k) {
         k = (K - at + n_tiles - t - 1) / (n_tiles - t);
         real *to = V + at * ldv;
+        int f = ahead ? (int)(t * strips / n_tiles) : 0, end = ahead ? (int)((t + 1) * strips / n_tiles) : 0;
         switch (k) {
-        case 1: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 1, strips, at == 0); break;
-        case 2: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 2, strips, at == 0); break;
-        case 3: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 3, strips, at == 0); break;
-        case 4: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 4, strips, at == 0); break;
-        case 5: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 5, strips, at == 0); break;
-        default: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 6, strips, at == 0); break;
+        case 1: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 1, strips, ahead, f, end); break;
+        case 2: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 2, strips, ahead, f, end); break;
+        case 3: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 3, strips, ahead, f, end); break;
+        case 4: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 4, strips, ahead, f, end); break;
+        case 5: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 5, strips, ahead, f, end); break;
+        default: T(project_tile)(to, ldv, alpha, M + at, A, lda, d, K, 6, strips, ahead, f, end); break;
         }
     }
 }
 
 void WASI_SIMD(T(project))(real *V, wasi_int ldv, real alpha, const real *M, const real *A, wasi_int lda, wasi_int d,
-                           wasi_int K, wasi_int n)
+                           wasi_int K, wasi_int n, wasi_int ahead)
 {
     wasi_int at = 0;
     for (; at + STRIPS * LANES <= n; at += STRIPS * LANES)
-        T(project_strip)(V + at, ldv, alpha, M, A + at, lda, d, K, STRIPS);
+        T(project_strip)(V + at, ldv, alpha, M, A + at, lda, d, K, STRIPS, ahead);
     for (; at + LANES <= n; at += LANES)
-        T(project_strip)(V + at, ldv, alpha, M, A + at, lda, d, K, 1);
+        T(project_strip)(V + at, ldv, alpha, M, A + at, lda, d, K, 1, ahead);
     for (; at < n; at++)
         for (wasi_int k = 0; k < K; k++) {
             real sum = 0;

@@ -14,12 +14,13 @@
 #include "kernels/skinny_simd.h"
 
 enum {
-    PIECE_NUMBERS = 65536, /* a piece of the array that one GEMM works on fits in L2 */
+    PIECE_NUMBERS = 32768, /* a piece of the array that one GEMM works on fits in L2, with the next one on its way */
     PIECE_MIN = 64,
     PASS_COST = 16,      /* reading a number of the array costs as much as so many FLOPs of a GEMM */
     GRAM_MAX = 512,      /* widest mode whose Gram matrix is iterated on */
     GRAM_ITERATIONS = 3, /* and how often */
-    SKINNY_MAX = 64,     /* columns up to which our own loops beat packing the array for BLAS ... */
+    SKINNY_AVX512 = 64,  /* columns up to which our own loops beat packing the array for BLAS, with 32 registers ... */
+    SKINNY_AVX2 = 16,    /* ... and with 16 */
     SKINNY_LENGTH = 256, /* ... and the length from which on */
 };
 
@@ -38,13 +39,15 @@ static wasi_int product(const wasi_int *dim, int begin, int end)
     return n;
 }
 
-static mode_view view_of(int ndim, const wasi_int *dim, int mode)
+static mode_view view_of(int ndim, const wasi_int *dim, int mode, int n_threads)
 {
     mode_view v = {.last = mode == ndim - 1, .d = dim[mode]};
     v.count = v.last ? 1 : product(dim, 0, mode);
     v.length = v.last ? product(dim, 0, mode) : product(dim, mode + 1, ndim);
-    v.step = WASI_MAX(PIECE_MIN, PIECE_NUMBERS / v.d / 16 * 16);
-    v.step = WASI_MIN(v.step, v.length);
+    wasi_int step = WASI_MAX(PIECE_MIN, PIECE_NUMBERS / v.d), pieces = (v.length + step - 1) / step;
+    if (v.count == 1) /* as many for each thread */
+        pieces = (pieces + n_threads - 1) / n_threads * n_threads;
+    v.step = WASI_MIN(((v.length + pieces - 1) / pieces + 15) / 16 * 16, v.length);
     v.n_pieces = v.count * ((v.length + v.step - 1) / v.step);
     return v;
 }
@@ -64,10 +67,17 @@ static piece piece_of(const mode_view *v, wasi_int number)
     return p;
 }
 
+/* How far beyond the piece the next of those before `end` lies, 0 if there is none. */
+static wasi_int ahead_of(const mode_view *v, wasi_int number, wasi_int end)
+{
+    return number + 1 < end ? piece_of(v, number + 1).offset - piece_of(v, number).offset : 0;
+}
+
 /* Whether products with K columns go through skinny_simd.h; it needs registers that hold a tile. */
 static bool is_skinny(const mode_view *v, wasi_int K)
 {
-    return !v->last && K <= SKINNY_MAX && v->length >= SKINNY_LENGTH &&
+    wasi_int most = wasi_isa == WASI_ISA_LEVEL_AVX512 ? SKINNY_AVX512 : SKINNY_AVX2;
+    return !v->last && K <= most && v->length >= SKINNY_LENGTH &&
            (wasi_isa == WASI_ISA_LEVEL_AVX2 || wasi_isa == WASI_ISA_LEVEL_AVX512);
 }
 

@@ -26,7 +26,8 @@ static wasi_status T(dot_part)(void *ctx, wasi_int begin, wasi_int end, int part
         piece p = piece_of(&j->v, i);
         const real *A = j->A + p.offset;
         if (j->skinny)
-            T_PICK(project)(j->out + p.index * K * j->v.length + p.at, p.ld, 1, j->M, A, p.ld, d, K, p.n);
+            T_PICK(project)(j->out + p.index * K * j->v.length + p.at, p.ld, 1, j->M, A, p.ld, d, K, p.n,
+                            ahead_of(&j->v, i, end));
         else if (j->v.last)
             WASI_TRY(T(gemm1)(false, !j->trans, p.n, K, d, 1, A, d, j->M, ldm, 0, j->out + p.at * K, K));
         else
@@ -39,7 +40,7 @@ static wasi_status T(dot_part)(void *ctx, wasi_int begin, wasi_int end, int part
 wasi_status T(mode_dot)(real *out, const real *A, const real *M, bool trans, int ndim, const wasi_int *dim, int mode,
                         wasi_int J, int n_threads)
 {
-    T(pass) job = {.v = view_of(ndim, dim, mode), .A = A, .M = M, .out = out, .trans = trans, .K = J};
+    T(pass) job = {.v = view_of(ndim, dim, mode, n_threads), .A = A, .M = M, .out = out, .trans = trans, .K = J};
     job.skinny = trans && is_skinny(&job.v, J);
     return wasi_parallel(n_threads, job.v.n_pieces, 1, T(dot_part), &job);
 }
@@ -53,7 +54,7 @@ static void T(skinny_power_part)(const T(pass) *j, wasi_int begin, wasi_int end,
     for (wasi_int i = begin; i < end; i++) {
         piece p = piece_of(&j->v, i);
         const real *A = j->A + p.offset;
-        T_PICK(project)(V, p.n, j->alpha, j->M, A, p.ld, d, K, p.n);
+        T_PICK(project)(V, p.n, j->alpha, j->M, A, p.ld, d, K, p.n, ahead_of(&j->v, i, end));
         T_PICK(gather)(lanes, A, p.ld, V, p.n, d, K, p.n);
     }
     T_PICK(join_lanes)(j->sum + part * d * K, j->alpha, lanes, d * K);
@@ -138,7 +139,7 @@ static size_t T(cut_mode_svd)(T(pass) *job, double **w, double **work, wasi_int 
 
 size_t T(mode_svd_work)(int ndim, const wasi_int *dim, int mode, int n_threads)
 {
-    T(pass) job = {.v = view_of(ndim, dim, mode)};
+    T(pass) job = {.v = view_of(ndim, dim, mode, n_threads)};
     double *w, *work;
     int32_t *iwork;
     wasi_int lwork;
@@ -148,7 +149,7 @@ size_t T(mode_svd_work)(int ndim, const wasi_int *dim, int mode, int n_threads)
 wasi_status T(mode_svd)(double *S, double *Z, const real *A, int ndim, const wasi_int *dim, int mode, void *scratch,
                         int n_threads)
 {
-    T(pass) job = {.v = view_of(ndim, dim, mode), .A = A};
+    T(pass) job = {.v = view_of(ndim, dim, mode, n_threads), .A = A};
     double *w, *work;
     int32_t *iwork;
     wasi_int lwork, d = job.v.d;
@@ -184,7 +185,7 @@ static size_t T(cut_asi)(T(asi_scratch) *w, wasi_scratch s, const asi_plan *plan
     memcpy(dim, shape->dim, sizeof dim);
     for (int i = 0; i < plan->n_steps; i++) {
         int n = plan->mode[i];
-        mode_view v = view_of(shape->ndim, dim, n);
+        mode_view v = view_of(shape->ndim, dim, n, n_threads);
         wasi_int K = shape->rank[n];
         sum = WASI_MAX(sum, v.d * (plan->gram[i] ? v.d : K));
         V = WASI_MAX(V, K * v.step);
@@ -279,7 +280,7 @@ wasi_status T(asi_step)(real *S, real *const *U, const bool *warm, const real *A
         int n = plan.mode[i], more = 0;
         wasi_int K = shape->rank[n];
         real *to = i + 1 == plan.n_steps ? S : i % 2 ? w.odd : w.even;
-        mode_view view = view_of(shape->ndim, dim, n);
+        mode_view view = view_of(shape->ndim, dim, n, n_threads);
         T(pass) job = {.v = view, .A = A, .K = K, .sum = w.sum, .V = w.V,
                        .lanes = w.lanes, .alpha = 1, .skinny = is_skinny(&view, K)};
         if (!warm[n]) {
