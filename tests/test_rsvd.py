@@ -124,6 +124,16 @@ def test_extreme_scales(rng, dtype, scale, m, n):
     assert_svd(A.astype(dtype), U, S, Vt, 10)
     assert S[0] / scale == pytest.approx(1, rel=1e-5)
     assert linalg.adaptive_svd((A * scale).astype(dtype), rel_error=0.2).rel_error < 0.2
+    wanted = linalg.diff_norm(A.astype(dtype), U, (S / scale).astype(dtype), Vt)
+    assert linalg.diff_norm((A * scale).astype(dtype), U, S, Vt) / scale == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_slow_spectrum_takes_an_iteration_more(rng, n_threads, monkeypatch):
+    monkeypatch.setattr(linalg.rsvd, "_plan", lambda *a: ("two", 2))
+    A = rng.standard_normal((400, 300)).astype(np.float32)
+    best = np.linalg.norm(np.linalg.svd(A.astype(np.float64), compute_uv=False)[10:])
+    assert error(A, *linalg.randomized_svd(A, 10)) < error(A, *linalg.randomized_svd(A, 10, n_iter=2))
+    assert error(A, *linalg.randomized_svd(A, 10)) < 1.01 * best
 
 
 def test_zero_matrix():

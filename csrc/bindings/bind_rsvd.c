@@ -76,15 +76,16 @@ static PyObject *range_start(PyObject *self, PyObject *args, PyObject *kwargs)
 static PyObject *range(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"A",          "V",   "W",              "X",     "previous", "K", "n_iter",
-                            "accelerate", "two", "orthogonalize", "alpha", "seed",     NULL};
+                            "accelerate", "two", "orthogonalize", "alpha", "seed",     "cold", NULL};
     PyObject *A_obj, *V_obj, *W_obj, *X_obj = Py_None, *previous_obj = Py_None;
     wasi_array A, V, W, X, previous;
-    int typenum, n_iter = 0, accelerate = 0, two = 0, orthogonalize = 1, n_threads = wasi_get_num_threads();
+    int typenum, n_iter = 0, accelerate = 0, two = 0, orthogonalize = 1, cold = 0, n_threads = wasi_get_num_threads();
     Py_ssize_t K = 1;
     double alpha = 1;
     unsigned long long seed = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OOnipppdK:range", names, &A_obj, &V_obj, &W_obj, &X_obj,
-                                     &previous_obj, &K, &n_iter, &accelerate, &two, &orthogonalize, &alpha, &seed) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OOnipppdKp:range", names, &A_obj, &V_obj, &W_obj, &X_obj,
+                                     &previous_obj, &K, &n_iter, &accelerate, &two, &orthogonalize, &alpha, &seed,
+                                     &cold) ||
         !wasi_need_matrix(A_obj, "A", &A, &typenum))
         return NULL;
     npy_intp m = A.dim[0], n = A.dim[1], q = WASI_MIN(m, n);
@@ -101,7 +102,7 @@ static PyObject *range(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     wasi_range_options options = {.l = V.dim[1], .K = K, .n_iter = n_iter, .accelerate = accelerate, .two = two,
-                                  .orthogonalize = orthogonalize, .alpha = alpha, .seed = seed};
+                                  .orthogonalize = orthogonalize, .cold = cold, .alpha = alpha, .seed = seed};
     PyArrayObject *scratch = wasi_new_scratch(WASI_CALL(typenum, range_work, m, n, V.dim[1], n_threads));
     if (scratch == NULL)
         return NULL;
@@ -277,7 +278,7 @@ PyMethodDef wasi_rsvd_methods[] = {
     WASI_METHOD("gram_svd", gram_svd, "gram_svd(A, K) -> S, V"),
     WASI_METHOD("range", range,
                 "range(A, V, W, X=None, previous=None, K=1, n_iter=0, accelerate=False, two=False, orthogonalize=True, "
-                "alpha=1, seed=0)"),
+                "alpha=1, seed=0, cold=False)"),
     WASI_METHOD("range_start", range_start, "range_start(A, V, Y, random, alpha, seed)"),
     WASI_METHOD("ritz", ritz, "ritz(W, V, wide, K, alpha=1, X=None, A=None) -> S, right"),
     {NULL},

@@ -24,6 +24,10 @@ enum {
 /* a / theta^2 with one block and with two: the second block makes up for a cut within a plateau. */
 #define INTERVAL_ONE 0.7
 #define INTERVAL_TWO 0.85
+/* A cold start falls slowly where the squared Ritz value after the wanted ones is above so much of the first, unless the
+ * Ritz values hold so much of |B'B V|^2 that the block is nearly invariant. */
+#define SLOW_FALL 0.25
+#define INVARIANT 0.9
 /* Random numbers that fill up a deficient block, relative to its orthonormal columns. */
 #define FILLING 1e-2
 

@@ -32,11 +32,12 @@ typedef struct {
     bool accelerate;   /* Chebyshev polynomials */
     bool two;          /* leave the complement of the last block in X; needs n_iter >= 1 and 2 l <= q */
     bool orthogonalize; /* between iterations */
+    bool cold;          /* V is filled with random numbers first; one iteration more where singular values fall slowly */
     double alpha;
     uint64_t seed; /* for what is missing in a deficient block */
 } wasi_range_options;
 
-/* Iterates. In: V (q x l) orthonormal. Out: V, W = alpha B V (p x l) and, with `two`, X (q x l): orthonormal and
+/* Iterates. In: V (q x l) orthonormal, or anything where `cold`. Out: V, W = alpha B V (p x l) and, with `two`, X (q x l): orthonormal and
  * orthogonal to V. X and `previous` (q x l, may be NULL unless `accelerate`) are workspace otherwise. */
 wasi_status wasi_srange(float *V, float *X, float *previous, float *W, const float *A, wasi_int m, wasi_int n,
                         const wasi_range_options *options, void *scratch, int n_threads);
@@ -92,7 +93,7 @@ wasi_status wasi_dgram_svd(double *S, double *V, const double *A, wasi_int m, wa
 size_t wasi_sgram_svd_work(wasi_int m, wasi_int n, int n_threads);
 size_t wasi_dgram_svd_work(wasi_int m, wasi_int n, int n_threads);
 
-/* |A - U diag(S) Vt|_F with U m x K, S K, Vt K x n: the difference exists 64 rows at a time. */
+/* |A - U diag(S) Vt|_F at any scale, with U m x K, S K, Vt K x n: the difference exists 64 rows at a time. */
 wasi_status wasi_sdiff_norm(double *norm, const float *A, const float *U, const float *S, const float *Vt, wasi_int m,
                             wasi_int n, wasi_int K, void *scratch, int n_threads);
 wasi_status wasi_ddiff_norm(double *norm, const double *A, const double *U, const double *S, const double *Vt,

@@ -58,12 +58,11 @@ static wasi_status T(apply_transposed)(real *X, const T(operand) *B, const real 
     return T(gemm)(!B->wide, false, B->q, c, B->p, B->alpha, B->A, B->n, Y, c, 0, X, c, n_threads);
 }
 
-/* Y (rows x c, ld) = alpha B X + beta Y for the rows begin.. of B, on this thread; X is q x c, or c x q if `tx`. */
-static wasi_status T(apply_rows)(real *Y, wasi_int ld, real beta, const T(operand) *B, wasi_int begin, wasi_int rows,
-                                 const real *X, bool tx, wasi_int c)
+/* Y (rows x c) = alpha B X for the rows begin.. of B, X (q x c), on this thread */
+static wasi_status T(apply_rows)(real *Y, const T(operand) *B, wasi_int begin, wasi_int rows, const real *X, wasi_int c)
 {
     const real *A = B->A + begin * (B->wide ? 1 : B->n);
-    return T(gemm1)(B->wide, tx, rows, c, B->q, B->alpha, A, B->n, X, tx ? B->q : c, beta, Y, ld);
+    return T(gemm1)(B->wide, false, rows, c, B->q, B->alpha, A, B->n, X, c, 0, Y, c);
 }
 
 /* ---- Blocks ---- */
@@ -216,8 +215,8 @@ size_t T(range_work)(wasi_int m, wasi_int n, wasi_int l, int n_threads)
 }
 
 /* Chebyshev's interval from the Ritz values, the eigenvalues of V' X with X = alpha^2 B'B V: its length a, 0 where
- * acceleration has no use. */
-static wasi_status T(interval)(double *a, T(range_scratch) *w, const real *V, const real *X, wasi_int q,
+ * acceleration has no use. `slow`: the Ritz values hardly fall, and V is far from invariant. */
+static wasi_status T(interval)(double *a, bool *slow, T(range_scratch) *w, const real *V, const real *X, wasi_int q,
                                const wasi_range_options *o, int n_threads)
 {
     wasi_int l = o->l, K = o->K;
@@ -227,7 +226,11 @@ static wasi_status T(interval)(double *a, T(range_scratch) *w, const real *V, co
     if (!WASI_PICK(wasi_dall_finite)(w->Tinv, l * l))
         return WASI_ERR_NONFINITE;
     WASI_TRY(wasi_deigvals(l, w->Tinv, w->w, w->work));
-    *a = (o->two ? INTERVAL_TWO : INTERVAL_ONE) * w->w[K < l ? l - 1 - K : 0];
+    double within = 0, next = w->w[K < l ? l - 1 - K : 0];
+    for (wasi_int i = 0; i < l; i++)
+        within += w->w[i] * w->w[i];
+    *slow = next > SLOW_FALL * w->w[l - 1] && within < INVARIANT * T_PICK(sum_squares)(X, q * l);
+    *a = (o->two ? INTERVAL_TWO : INTERVAL_ONE) * next;
     if (!(*a > SMALLEST_INTERVAL * w->w[l - 1]))
         *a = 0;
     return WASI_OK;
@@ -240,9 +243,10 @@ static wasi_status T(iterate)(real *V, bool *accelerated, real *X, real *previou
 {
     wasi_int l = o->l, q = B->q;
     double a = 0;
+    int n_iter = o->n_iter;
     *accelerated = false;
-    for (int it = 0; it < o->n_iter; it++) {
-        bool last = it + 1 == o->n_iter, regular;
+    for (int it = 0; it < n_iter; it++) {
+        bool regular, slow = false;
         if (G) {
             WASI_TRY(T(square_apply)(X, G, B, V, l, n_threads));
         } else {
@@ -250,7 +254,10 @@ static wasi_status T(iterate)(real *V, bool *accelerated, real *X, real *previou
             WASI_TRY(T(apply_transposed)(X, B, W, l, n_threads));
         }
         if (o->accelerate && it == 0)
-            WASI_TRY(T(interval)(&a, w, V, X, q, o, n_threads));
+            WASI_TRY(T(interval)(&a, &slow, w, V, X, q, o, n_threads));
+        if (slow && o->cold)
+            n_iter++;
+        bool last = it + 1 == n_iter;
         *accelerated = a > 0 || it > 0;
         if (G && !*accelerated)
             return WASI_OK;
@@ -279,7 +286,13 @@ wasi_status T(range)(real *V, real *X, real *previous, real *W, const real *A, w
     T(range_scratch) w;
     bool accelerated;
     T(cut_range)(&w, wasi_scratch_on(scratch), B.q, options->l, n_threads);
+    if (options->cold) {
+        T_PICK(normal)(V, options->seed, B.q * options->l);
+        WASI_TRY(T(orth)(V, NULL, V, B.q, options->l, w.other, n_threads));
+    }
     WASI_TRY(T(iterate)(V, &accelerated, X, previous, W, NULL, &B, options, &w, n_threads));
+    if (options->two) /* the last iteration has left V, and W, as they were */
+        return WASI_OK;
     return T(apply)(W, &B, V, options->l, n_threads);
 }
 
@@ -321,13 +334,13 @@ wasi_status T(gram_range)(real *V, bool *useful, const real *A, wasi_int m, wasi
 
 /* Scratch, D = l or 2 l columns of the basis:
  * [G, then its eigenvectors: D D][w: D][Tri: K K, float64][Y: K D]
- * and, sharing memory: spectrum, unless `right` has room for it | [rows: ROWS K per thread] | [orth]
- * | float64 only: [other factor: K K][svd work][iwork: 8 K][rows: ROWS K per thread][right: q K].
+ * [BX: p l, for two blocks] and, sharing memory: spectrum, unless `right` has room for it
+ * | [rows: ROWS K per thread] | [orth] | float64 only: [other factor: K K][svd work][iwork: 8 K][rows: ROWS K per thread][right: q K].
  * Spectrum, sharing memory: [eigen work][iwork: 3 + 5 D] | [gram]
- * | [sums: D D per thread][pieces: WIDENED D per thread, float64][products: ROWS l per thread]. */
+ * | [sums: D D per thread][pieces: WIDENED D per thread, float64]. */
 typedef struct {
     double *G, *w, *Tri, *eigen, *sums, *pieces, *other, *svd_work;
-    real *Y, *products, *rows, *turned_rows, *turned;
+    real *Y, *BX, *rows, *turned_rows, *turned;
     int32_t *eigen_iwork, *svd_iwork;
     void *orth, *gram;
     wasi_int eigen_lwork, svd_lwork;
@@ -343,7 +356,6 @@ static size_t T(cut_spectrum)(T(ritz_scratch) *r, wasi_scratch s, wasi_int p, wa
     if (two) {
         r->sums = wasi_take(&gram, (size_t)(t * D * D) * sizeof(double));
         r->pieces = wasi_take(&gram, (size_t)(t * WIDENED * D) * sizeof(double));
-        r->products = wasi_take(&gram, (size_t)(t * ROWS * l) * sizeof(real));
     } else {
         r->gram = wasi_take(&gram, T(gram_work)(p, l, n_threads));
     }
@@ -359,6 +371,7 @@ static size_t T(cut_ritz)(T(ritz_scratch) *r, wasi_scratch s, real *right, wasi_
     r->w = wasi_take(&s, (size_t)D * sizeof(double));
     r->Tri = wasi_take(&s, (size_t)(K * K) * sizeof(double));
     r->Y = wasi_take(&s, (size_t)(K * D) * sizeof(real));
+    r->BX = wasi_take(&s, two ? (size_t)(p * l) * sizeof(real) : 0);
     wasi_scratch rows = s, orth = s, turn = s;
     r->rows = wasi_take(&rows, (size_t)(t * ROWS * K) * sizeof(real));
     r->orth = wasi_take(&orth, T(orth_work)(p, K, n_threads));
@@ -392,25 +405,23 @@ typedef struct {
     wasi_int l, K, D;
 } T(rows_job);
 
-/* sums += [W, B X]' [W, B X] over rows begin..end; B X is not kept. */
+/* BX = alpha B X and sums += [W, BX]' [W, BX] over rows begin..end */
 static wasi_status T(joint_gram_part)(void *ctx, wasi_int begin, wasi_int end, int part)
 {
     const T(rows_job) *j = ctx;
     wasi_int l = j->l, D = j->D;
     double *sum = j->r->sums + part * D * D, *piece = j->r->pieces + part * WIDENED * D;
-    real *product = j->r->products + part * ROWS * l;
+    WASI_TRY(T(apply_rows)(j->r->BX + begin * l, j->B, begin, end - begin, j->X, l));
     for (wasi_int at = begin, n; at < end; at += n) {
-        wasi_int of = (at - begin) % ROWS, rows = WASI_MIN(ROWS, end - at);
-        if (of == 0)
-            WASI_TRY(T(apply_rows)(product, l, 0, j->B, at, rows, j->X, false, l));
+        const real *product = j->r->BX + at * l;
         n = WASI_MIN(WIDENED, end - at);
 #if WASI_IS_F32
         WASI_PICK(wasi_widen)(piece, D, j->W + at * l, l, n, l);
-        WASI_PICK(wasi_widen)(piece + l, D, product + of * l, l, n, l);
+        WASI_PICK(wasi_widen)(piece + l, D, product, l, n, l);
 #else
         for (wasi_int i = 0; i < n; i++) {
             memcpy(piece + i * D, j->W + (at + i) * l, (size_t)l * sizeof(real));
-            memcpy(piece + i * D + l, product + (of + i) * l, (size_t)l * sizeof(real));
+            memcpy(piece + i * D + l, product + i * l, (size_t)l * sizeof(real));
         }
 #endif
         WASI_TRY(wasi_dsyrk1(true, D, n, 1, piece, D, 1, sum, D));
@@ -431,7 +442,7 @@ static wasi_status T(joint_gram)(const T(rows_job) *job, int n_threads)
     return WASI_OK; /* the upper triangle, which is all that eigh reads */
 }
 
-/* Row i of W (ld l) becomes [W Y1' + alpha B Z]_i in its first K places; Z = X Y2' lies as K x q or q x K in j->X. */
+/* Row i of W (ld l) becomes [W Y1' + BX Y2']_i in its first K places. */
 static wasi_status T(long_vectors_part)(void *ctx, wasi_int begin, wasi_int end, int part)
 {
     const T(rows_job) *j = ctx;
@@ -440,7 +451,7 @@ static wasi_status T(long_vectors_part)(void *ctx, wasi_int begin, wasi_int end,
         wasi_int n = WASI_MIN(ROWS, end - at), K = j->K;
         WASI_TRY(T(gemm1)(false, true, n, K, j->l, 1, j->W + at * j->l, j->l, j->M, j->D, 0, rows, K));
         if (j->X)
-            WASI_TRY(T(apply_rows)(rows, K, 1, j->B, at, n, j->X, !j->B->wide, K));
+            WASI_TRY(T(gemm1)(false, true, n, K, j->l, 1, j->r->BX + at * j->l, j->l, j->M + j->l, j->D, 1, rows, K));
         for (wasi_int i = 0; i < n; i++)
             memcpy(j->W + (at + i) * j->l, rows + i * K, (size_t)K * sizeof(real));
     }
@@ -498,19 +509,16 @@ wasi_status T(ritz)(real *S, real *right, real *W, const real *V, real *X, const
             r.Y[k * D + i] = (real)r.G[(D - 1 - k) * D + i];
     }
 
-    /* right = X Y2' for the long vectors' sake, then + V Y1'. */
-    if (X && B.wide)
-        WASI_TRY(T(gemm)(false, true, q, K, l, 1, X, l, r.Y + l, D, 0, right, K, n_threads));
-    else if (X)
-        WASI_TRY(T(gemm)(false, true, K, q, l, 1, r.Y + l, D, X, l, 0, right, q, n_threads));
-    job.X = X ? right : NULL;
     WASI_TRY(wasi_parallel(n_threads, p, ROWS, T(long_vectors_part), &job));
     for (wasi_int i = 0; i < p; i++)
         memmove(W + i * K, W + i * l, (size_t)K * sizeof(real));
-    if (B.wide)
-        WASI_TRY(T(gemm)(false, true, q, K, l, 1, V, l, r.Y, D, X ? 1 : 0, right, K, n_threads));
-    else
-        WASI_TRY(T(gemm)(false, true, K, q, l, 1, r.Y, D, V, l, X ? 1 : 0, right, q, n_threads));
+    for (int block = 0; block < (X ? 2 : 1); block++) { /* right = V Y1' + X Y2' */
+        const real *basis = block ? X : V, *Y = r.Y + block * l;
+        if (B.wide)
+            WASI_TRY(T(gemm)(false, true, q, K, l, 1, basis, l, Y, D, (real)block, right, K, n_threads));
+        else
+            WASI_TRY(T(gemm)(false, true, K, q, l, 1, Y, D, basis, l, (real)block, right, q, n_threads));
+    }
 
     bool regular;
     WASI_TRY(T(orth_factor)(W, r.Tri, NULL, &regular, NULL, W, p, K, r.orth, n_threads));
@@ -576,6 +584,7 @@ typedef struct {
     real *US, *slab;
     double *sums;
     wasi_int n, K;
+    real scale; /* of A and S, a power of two */
 } T(diff_job);
 
 static size_t T(cut_diff)(T(diff_job) *job, wasi_scratch s, wasi_int n, wasi_int K, int n_threads)
@@ -602,8 +611,9 @@ static wasi_status T(diff_part)(void *ctx, wasi_int begin, wasi_int end, int par
         wasi_int rows = WASI_MIN(DIFF_ROWS, end - at);
         for (wasi_int i = 0; i < rows; i++)
             for (wasi_int k = 0; k < K; k++)
-                US[i * K + k] = j->U[(at + i) * K + k] * j->S[k];
-        memcpy(slab, j->A + at * n, (size_t)(rows * n) * sizeof(real));
+                US[i * K + k] = j->U[(at + i) * K + k] * (j->scale * j->S[k]);
+        for (wasi_int i = 0; i < rows * n; i++)
+            slab[i] = j->scale * j->A[at * n + i];
         WASI_TRY(T(gemm1)(false, false, rows, n, K, -1, US, K, j->Vt, n, 1, slab, n));
         j->sums[part] += T_PICK(sum_squares)(slab, rows * n);
     }
@@ -613,13 +623,23 @@ static wasi_status T(diff_part)(void *ctx, wasi_int begin, wasi_int end, int par
 wasi_status T(diff_norm)(double *norm, const real *A, const real *U, const real *S, const real *Vt, wasi_int m,
                          wasi_int n, wasi_int K, void *scratch, int n_threads)
 {
-    T(diff_job) job = {.A = A, .U = U, .S = S, .Vt = Vt, .n = n, .K = K};
+    T(diff_job) job = {.A = A, .U = U, .S = S, .Vt = Vt, .n = n, .K = K, .scale = 1};
     T(cut_diff)(&job, wasi_scratch_on(scratch), n, K, n_threads);
-    memset(job.sums, 0, (size_t)n_threads * sizeof(double));
-    WASI_TRY(wasi_parallel(n_threads, m, DIFF_ROWS, T(diff_part), &job));
-    double sum = 0;
-    for (int t = 0; t < n_threads; t++)
-        sum += job.sums[t];
-    *norm = sqrt(sum);
-    return WASI_OK;
+    for (bool again = false;; again = true) {
+        memset(job.sums, 0, (size_t)n_threads * sizeof(double));
+        WASI_TRY(wasi_parallel(n_threads, m, DIFF_ROWS, T(diff_part), &job));
+        double sum = 0, largest = 0;
+        for (int t = 0; t < n_threads; t++)
+            sum += job.sums[t];
+        *norm = sqrt(sum) / (double)job.scale;
+        if (again || WASI_IS_F32 || (isfinite(sum) && sum > 1e-200))
+            return WASI_OK;
+        for (wasi_int i = 0; i < m * n; i++) /* float64 beyond the range of its squares */
+            largest = WASI_MAX(largest, fabs((double)A[i]));
+        int exponent = 0;
+        if (!(largest > 0) || !isfinite(largest))
+            return WASI_OK;
+        frexp(largest, &exponent);
+        job.scale = (real)ldexp(1, -WASI_MAX(WASI_MIN(exponent, 1000), -1000));
+    }
 }

@@ -40,10 +40,9 @@ def _scale(A, norm=None):
 
 
 def _columns(rank, n_oversamples, q):
-    """Columns of a block, at most q: a narrow one takes a sixteenth of the rank more, and then up to a multiple of
-    16, at the cost of a GEMM of just as many."""
+    """Columns of a block, at most q: a narrow one is filled up to a multiple of 16, at the cost of a GEMM of as many."""
     wanted = rank + n_oversamples
-    return min(-(-(wanted + rank // 16) // 16) * 16 if wanted <= 144 else wanted, q)
+    return min(-(-wanted // 16) * 16 if wanted <= 144 else wanted, q)
 
 
 def _plan(p, q, rank, l, n_iter, accelerate, exact, moderate):
@@ -55,7 +54,7 @@ def _plan(p, q, rank, l, n_iter, accelerate, exact, moderate):
     many, few, on_gram = (n_iter,) * 3 if n_iter is not None else (6, 3, 5) if rank < q / 10 else (4, 3, 4)
     ways = {"one": (many, (2 + 2 * many) * product)}
     if accelerate and few > 0 and 2 * l <= q:
-        ways["two"] = (few, 30 * (2 * l) ** 3 + (3 + 2 * few) * product)
+        ways["two"] = (few, 30 * (2 * l) ** 3 + (2 + 2 * few) * product)
     if accelerate and on_gram > 0 and moderate:
         ways["gram"] = (on_gram, 1.2 * p * q**2 + 2 * (on_gram + 1) * q**2 * l + product)
     if exact:
@@ -128,6 +127,7 @@ def randomized_svd(A, rank=None, variance=None, n_oversamples=10, n_iter=None,
     l = _columns(rank, n_oversamples, q)
     accelerate = power_iteration_normalizer == "auto"
     exact = A.dtype == np.float32 and n_iter is None
+    by_default = n_iter is None
     way, n_iter = _plan(p, q, rank, l, n_iter, accelerate, exact, 2.0**-40 < alpha < 2.0**40)
     if way == "exact":
         return _by_gram(A, rank, flip_sign)
@@ -138,9 +138,11 @@ def randomized_svd(A, rank=None, variance=None, n_oversamples=10, n_iter=None,
         _core.range(A, V, W, alpha=alpha)
     else:
         X, previous = np.empty_like(V), np.empty_like(V) if accelerate else None
-        _core.range_start(A, V, W, True, alpha, seed)
+        cold = by_default and way == "two"
+        if not cold:
+            _core.range_start(A, V, W, True, alpha, seed)
         _core.range(A, V, W, X, previous, rank, n_iter, accelerate, way == "two",
-                    power_iteration_normalizer != "none", alpha, seed)
+                    power_iteration_normalizer != "none", alpha, seed, cold)
     if way != "two":
         X = None
     previous = None
