@@ -38,11 +38,12 @@ def build(model_name, img_size, method, rank=None):
     return model
 
 
-def wasi_step(model_name, img_size, batch, method="dense", rank=None, micro_batch=None, recompute=False, gradient_bits=32):
+def wasi_step(model_name, img_size, batch, method="dense", rank=None, micro_batch=None, recompute=False, gradient_bits=32,
+              saved_bits=None):
     """Set-up of a training step (SGD, clipping at norm 1); the step returns its loss, norm and arena figures."""
     model = build(model_name, img_size, method, rank)
-    if recompute:
-        model.set_policy(ActivationPolicy(recompute=True))
+    if recompute or saved_bits:
+        model.set_policy(ActivationPolicy(recompute=recompute, saved_bits=saved_bits))
     rng = np.random.default_rng(0)
     S = model.config.img_size
     images = rng.integers(0, 256, (batch, 3, S, S), np.uint8)  # as a loader gives them
