@@ -217,6 +217,18 @@ def test_recomputed_blocks_need_less(rng):
     assert peaks[1] < 0.6 * peaks[0]
 
 
+@pytest.mark.parametrize("bits, near", [(16, 1e-2), (8, 5e-2)])
+def test_blocks_keep_images_of_tokens_in_few_bits(rng, bits, near):
+    images, labels = small_batch(rng)
+    found, kept = [], []
+    for saved_bits in (None, bits):
+        model = wasi.create_model(NAME, **SMALL)
+        model.set_policy(ActivationPolicy(saved_bits=saved_bits))
+        kept.append(accumulate_gradient(model, images, labels).saved_bytes)
+        found.append(np.concatenate([g.ravel() for g in gradients_of(model).values()]))
+    assert 0 < relative_error(found[1], found[0]) < near and kept[1] < 0.7 * kept[0]
+
+
 def test_a_plan_keeps_its_budget(rng):
     images, labels = rng.integers(0, 256, (8, 3, 16, 16), np.uint8), rng.integers(0, 5, 8)
     model = wasi.create_model(NAME, **SMALL)
