@@ -40,7 +40,8 @@ def build_parser(argv):
 
 
 def main(argv=None):
-    """Runs the command; returns its exit status. Errors in what the user gave are one line on stderr and status 2."""
+    """Runs the command; returns its exit status. Errors in what the user gave are one line on stderr and status 2;
+    Ctrl-C is status 130."""
     argv = sys.argv[1:] if argv is None else argv
     parser, module = build_parser(argv)
     args = parser.parse_args(argv)
@@ -49,3 +50,6 @@ def main(argv=None):
     except (ValueError, OSError, ArithmeticError) as error:
         print(f"wasi {args.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"wasi {args.command}: interrupted", file=sys.stderr)
+        return 130

@@ -8,6 +8,7 @@ from pathlib import Path
 from wasi.cli import build_parser, options
 from wasi.models.methods import METHODS
 from wasi.reports import comparison_table, environment_text, environments, plot_comparison, summarise_runs
+from wasi.training.checkpoint import list_checkpoints
 from wasi.training.runlog import read_result, write_json
 
 DESCRIPTION = ("Trains by each method with each seed, each run in a process of its own, so that memory is measured apart. A seed "
@@ -15,7 +16,7 @@ DESCRIPTION = ("Trains by each method with each seed, each run in a process of i
                "accuracy against measured memory and time, mean and spread over seeds, Pareto front marked. Started again with "
                "the same options, it goes on after the last finished run.")
 # Differences in these do not make another run.
-_FREE = ("command", "out", "quiet")
+_FREE = ("command", "out", "quiet", "resume", "checkpoint_every", "keep")
 
 
 def add_arguments(parser):
@@ -47,8 +48,10 @@ def run(args):
         if read_result(folder) is not None:
             continue
         label = f"run {number} of {len(planned)}: {method}, seed {seed}"
-        if (folder / "config.json").exists():
-            shutil.rmtree(folder)  # began and did not end
+        if list_checkpoints(folder):
+            words = [*words, "--resume"]
+        elif (folder / "config.json").exists():
+            shutil.rmtree(folder)  # began and did not come to a checkpoint
         status = options.run_in_child(words, silent=True)
         result = read_result(folder)
         if status or result is None:

@@ -75,6 +75,8 @@ def add_training_options(parser):
         "(default: those at the start)")
     add("--track-subspaces", type=int, default=0, metavar="N", help="every N steps, log by what angles the subspaces of wsi, "
         "wasi, qwasi, wsi-dense and svd have turned; 0: never")
+    add("--checkpoint-every", type=int, metavar="N", help="steps between checkpoints; 0: none (default: one at each epoch's end)")
+    add("--keep", type=int, default=2, metavar="N", help="checkpoints to keep beside that of the best epoch: the last N")
     add("--threads", type=int, help="(default: all cores of this process)")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -250,6 +252,8 @@ def train_config(args, method):
         layerwise=args.layerwise,
         adapt_ranks=adaptation,
         track_subspaces=args.track_subspaces if method in TRACKED else 0,
+        checkpoint_every=args.checkpoint_every,
+        keep=args.keep,
     )
 
 

@@ -9,15 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import wasi
-from wasi.cli import options
+from wasi.cli import build_parser, options
 from wasi.models.methods import METHODS, apply_method
 from wasi.models.plan import Plan
+from wasi.training.checkpoint import list_checkpoints, newest_checkpoint
 from wasi.training.loop import train
 from wasi.training.memory import mib, release_freed, rss_bytes
-from wasi.training.runlog import RunFolder, plot_curves, read_steps
+from wasi.training.runlog import RunFolder, plot_curves, read_result, read_steps
 
 DESCRIPTION = ("Trains a model by each method on the same batches and prints accuracy, seconds a step and measured "
-               "peak memory. Without --data it uses the shipped sign-language digits.")
+               "peak memory. Without --data it uses the shipped sign-language digits. Ctrl-C writes a checkpoint and ends with "
+               "status 130; --resume goes on from there, bit for bit.")
+# A run that goes on may have others of these.
+_FREE = ("command", "out", "resume", "quiet", "threads", "data", "checkpoint_every", "keep")
 
 
 def add_arguments(parser):
@@ -26,20 +30,32 @@ def add_arguments(parser):
     options.add_training_options(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="run folder (default: runs/<time>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its newest checkpoint, by the "
+                        "options that it was started with")
 
 
 def run(args):
+    if args.resume:
+        if not args.out:
+            raise ValueError("--resume: expected --out to name the folder of the run")
+        if (Path(args.out) / "config.json").is_file():
+            return resume_one(args, Path(args.out))
     plan = Plan.load(args.plan) if args.plan else None
     methods = options.known_methods((args.method or (plan.method if plan else "dense,wsi")).split(","))
     options.check_options(args, methods)
     if plan is not None and methods != [plan.method]:
         raise ValueError(f"--method: the plan was made for {plan.method}, got {args.method}")
     out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
+    if args.resume and (len(methods) == 1 or not any((out / method / "config.json").is_file() for method in methods)):
+        raise ValueError(f"--resume: {str(out)!r} holds no run of {', '.join(methods)}")
     if len(methods) == 1:
-        train_one(args, methods[0], out, plan)
+        if train_one(args, methods[0], out, plan).interrupted:
+            return stopped(out)
     else:
         for method in methods:
-            changes = options.own_options(args, method)
+            if args.resume and read_result(out / method) is not None:
+                continue
+            changes = {**options.own_options(args, method), "resume": args.resume and (out / method / "config.json").is_file()}
             status = options.run_in_child(options.words_of(args, method=method, out=out / method, **changes))
             if status:
                 return status
@@ -47,23 +63,58 @@ def run(args):
     return 0
 
 
-def train_one(args, method, out, plan=None):
-    """Trains by one method, or as a plan of it says, in this process and writes the run folder."""
+def stopped(out):
+    """Says how to go on with an interrupted run; returns the exit status."""
+    print(f"stopped; to go on: wasi train --resume --out {out}" if list_checkpoints(out) else "stopped without a checkpoint")
+    return 130
+
+
+def resume_one(args, out):
+    """Goes on with the run in a folder, by the options that it was started with; returns the exit status."""
+    try:
+        config = json.loads((out / "config.json").read_text())
+        config["arguments"], config["method"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"--resume: config.json of {str(out)!r} was not written by wasi train") from None
+    started, defaults = config["arguments"], vars(build_parser(["train"])[0].parse_args(["train"]))
+    given = {k: v for k, v in vars(args).items() if v != defaults[k]}
+    other = [f"--{k.replace('_', '-')} {started.get(k, defaults[k])}, not {v}" for k, v in given.items()
+             if k not in _FREE and v != started.get(k, defaults[k])]
+    if other:
+        raise ValueError(f"--resume: the run in {str(out)!r} was started with {'; '.join(other)}")
+    for name, value in {**defaults, **started, **{k: v for k, v in given.items() if k in _FREE}, "out": str(out)}.items():
+        setattr(args, name, value)
+    if read_result(out) is None and train_one(args, config["method"], out, resume=True).interrupted:
+        return stopped(out)
+    print(summarise(out, [config["method"]], args.task))
+    return 0
+
+
+def train_one(args, method, out, plan=None, resume=False):
+    """Trains by one method, or as a plan of it says, in this process and writes the run folder; returns the TrainResult.
+
+    resume: goes on from the newest checkpoint there, plan and all.
+    """
     arguments = dict(vars(args))
+    folder = RunFolder(out, resume)
+    checkpoint = newest_checkpoint(out) if resume else None
+    if checkpoint and checkpoint.state.get("plan"):
+        plan = Plan.of_record(checkpoint.state["plan"])
     if plan is not None:
         options.follow_plan(args, plan)
     if args.threads:
         wasi.set_num_threads(args.threads)
-    folder = RunFolder(out)
     start_rss = rss_bytes()
     train_set, val_set = options.open_data(args)
     release_freed()
     data_rss = rss_bytes()
     name = options.model_name(args)
-    model = options.make_model(args, train_set.classes)
+    model = checkpoint.empty_model() if checkpoint else options.make_model(args, train_set.classes)
     size = {"length": args.length} if model.architecture == "llama" else {"img_size": model.config.img_size}
     train_loader, val_loader = options.make_loaders(args, train_set, val_set, model)
-    if plan is not None:
+    if checkpoint:
+        pass
+    elif plan is not None:
         plan.apply(model, list(itertools.islice(train_loader, plan.calibration)))
         print(plan)
         plan.save(out / "plan.json")
@@ -71,13 +122,15 @@ def train_one(args, method, out, plan=None):
         apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
         options.set_policy(args, model)
     config = options.train_config(args, method)
-    folder.write_json("config.json", {"method": method, "model": name, **size, "classes": list(train_set.classes),
-                                      "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
-                                      **asdict(config)})
-    train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method, plan=plan,
-          data_rss_bytes=data_rss)
+    if not checkpoint:
+        folder.write_json("config.json", {"method": method, "model": name, **size, "classes": list(train_set.classes),
+                                          "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
+                                          **asdict(config)})
+    result = train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method, plan=plan,
+                   data_rss_bytes=data_rss, resume=checkpoint)
     for problem in train_set.problems:
         print(f"not used: {problem.name}: {problem.reason}", file=sys.stderr)
+    return result
 
 
 def summarise(out, methods, task):

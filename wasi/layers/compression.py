@@ -68,6 +68,14 @@ class ActivationCompression:
                 self._factors[mode] = None
         return Compressed(linalg.asi_step(x, self._factors), tuple(self._factors))
 
+    def state(self):
+        """The subspaces that the next step starts from: a (d, K) array a mode, (0, 0) for one left alone; [] before the first."""
+        return [np.zeros((0, 0), np.float32) if factor is None else factor for factor in self._factors or ()]
+
+    def set_state(self, arrays):
+        """Takes up what `state` gave. The arrays become its own."""
+        self._factors = [array if array.size else None for array in arrays] or None
+
     def flops(self, shape):
         """FLOPs of `compress` on an input of that shape, warm."""
         return (hosvd_flops if self.method == "hosvd" else asi_flops)(shape, self.ranks_for(shape))

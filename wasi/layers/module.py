@@ -109,6 +109,11 @@ class Module:
             raise RuntimeError(f"{type(self).__name__}.backward: nothing was kept; run forward(x, train=True) first")
         return saved
 
+    def drop_saved(self):
+        """Lets go of what forward kept, here and in the children, where backward is not to come."""
+        for _, module in self.named_modules():
+            module._saved = None
+
     @property
     def saved_bytes(self):
         """Bytes that this module itself (its children not counted) keeps between forward and backward."""

@@ -14,11 +14,15 @@ class DenseWeightLinear(Linear):
     """Linear layer with a dense trained weight W that computes with factors L R of rank K, at first W's truncated SVD.
 
     Backward forms the dense gradient of W. Saves FLOPs in the products with L and R, no memory: W, dW, L and R all exist.
+    factors: (L, R) that it computes with, for a layer that goes on where it stood; then rank is not used.
     """
 
-    def __init__(self, weight, bias, rank):
+    def __init__(self, weight, bias, rank, factors=None):
         super().__init__(weight, bias)
-        self._truncate(rank)
+        if factors is None:
+            self._truncate(rank)
+        else:
+            self._L, self._R = factors
 
     def _truncate(self, rank):
         U, s, Vt = linalg.truncated_svd(self.weight.data, rank=rank)
@@ -32,6 +36,11 @@ class DenseWeightLinear(Linear):
     def basis(self):
         """L (O, K): the basis of the columns of what it computes with."""
         return self._L
+
+    @property
+    def factors(self):
+        """(L, R) that it computes with, (O, K) and (K, I)."""
+        return self._L, self._R
 
     @property
     def fixed_bytes(self):
@@ -90,8 +99,8 @@ class WsiDenseLinear(DenseWeightLinear):
 class SvdLinear(DenseWeightLinear):
     """Truncation at every step: the optimiser moves the dense W, then W becomes its own best approximation of rank K, L R."""
 
-    def __init__(self, weight, bias, rank):
-        super().__init__(weight, bias, rank)
+    def __init__(self, weight, bias, rank, factors=None):
+        super().__init__(weight, bias, rank, factors)
         np.matmul(self._L, self._R, out=self.weight.data)
 
     def after_step(self):

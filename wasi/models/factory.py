@@ -48,6 +48,17 @@ def load_model(path):
 
     Raises WeightsError for a file that is not a wasi model, is newer than this package, or lacks tensors; FileNotFoundError.
     """
+    file, header = open_model(path)
+    model = empty_model(file, header)
+    restore_model(model, file, header)
+    return model, header["extra"]
+
+
+def open_model(path):
+    """A TensorFile of what `save_model` wrote, and the header: format_version, architecture, config, layers, extra.
+
+    Raises as `load_model`.
+    """
     file = TensorFile(path)
     if "wasi" not in file.metadata:
         raise WeightsError(f"weights: {file.path.name} was not saved by wasi; make the model with "
@@ -56,19 +67,26 @@ def load_model(path):
     if header["format_version"] > FORMAT_VERSION:
         raise WeightsError(f"weights: {file.path.name} has format version {header['format_version']}; "
                            f"this package reads up to {FORMAT_VERSION}")
+    return file, header
+
+
+def empty_model(file, header):
+    """A dense model of the configuration in the header, for `restore_model` to fill."""
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
     if header["architecture"] == "vit":
-        model = VisionTransformer(ViTConfig(**config), seed=None)
-    elif header["architecture"] == "swin":
-        model = SwinTransformer(SwinConfig(**config), seed=None)
-    elif header["architecture"] == "llama":
-        model = Llama(LlamaConfig(**config), lambda name, shape: np.zeros(shape, np.float32))
-    else:
-        raise WeightsError(f"weights: {file.path.name} holds an architecture that this package does not know: "
-                           f"{header['architecture']!r}")
+        return VisionTransformer(ViTConfig(**config), seed=None)
+    if header["architecture"] == "swin":
+        return SwinTransformer(SwinConfig(**config), seed=None)
+    if header["architecture"] == "llama":
+        return Llama(LlamaConfig(**config), lambda name, shape: np.zeros(shape, np.float32))
+    raise WeightsError(f"weights: {file.path.name} holds an architecture that this package does not know: "
+                       f"{header['architecture']!r}")
+
+
+def restore_model(model, file, header):
+    """Gives a model of that configuration, whatever its layers were, the layers and the values of the file."""
     _restore_layers(model, file, header["layers"])
     load_weights(model, file)
-    return model, header["extra"]
 
 
 def _restore_layers(model, file, layers):

@@ -95,13 +95,21 @@ class Plan:
         return (self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.input_bytes + self.saved_bytes
                 + self.scratch_bytes)
 
+    def record(self):
+        """What `save` writes, for `of_record` to read."""
+        return {"format_version": FORMAT_VERSION, **asdict(self), "peak_bytes": self.peak_bytes}
+
+    @staticmethod
+    def of_record(record):
+        """The plan of a record. Raises PlanError naming the key that is missing, unknown or out of range."""
+        return _read_plan(record)
+
     def save(self, path):
         """Writes the plan as JSON; the file appears whole or not at all."""
-        record = {"format_version": FORMAT_VERSION, **asdict(self), "peak_bytes": self.peak_bytes}
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+            temporary.write_text(json.dumps(self.record(), indent=1) + "\n")
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

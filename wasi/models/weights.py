@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from wasi import ops
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
@@ -22,6 +21,9 @@ from wasi.layers.linear import FactoredLinear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 
 FORMAT_VERSION = 1
+
+PARTIAL = ".part"  # ends the name of a file that is being written
+_DTYPES = {"float32": "F32", "float64": "F64", "uint8": "U8", "uint16": "U16"}
 
 # torchvision's names of ViT and Swin, as patterns, and timm's.
 _TORCHVISION = [
@@ -121,6 +123,10 @@ class TensorFile:
 
     def dtype(self, name):
         return self._file.get_slice(name).get_dtype()
+
+    def raw(self, name):
+        """The tensor as the file has it, copied. bfloat16 that was not saved as bits is refused by TypeError."""
+        return self._file.get_tensor(name)
 
     def mapped(self, name):
         """A float32, bfloat16 (as uint16 bits) or uint16 tensor as a read-only array on the file itself, which takes no memory.
@@ -265,7 +271,11 @@ def save_model(model, path, extra=None):
     extra: a JSON-able dict kept in the metadata (class names, for example).
     Raises OSError where the folder cannot be written to; then nothing is left behind.
     """
-    path = Path(path)
+    write_tensors(path, *model_tensors(model, extra))
+
+
+def model_tensors(model, extra=None):
+    """What `save_model` writes: {name: array}, not copied where they need not be, and the metadata."""
     tensors = {name: np.ascontiguousarray(published_shape(model, name, p.data)) for name, p in model.named_parameters()}
     layers = {}  # what a layer is besides its tensors
     for name, module in model.named_modules():
@@ -283,15 +293,52 @@ def save_model(model, path, extra=None):
             layers.setdefault(name, {})["lora_on_factors"] = True
         elif isinstance(module, FactoredLinear) and module.plain:
             layers.setdefault(name, {})["plain"] = True
-    metadata = {"wasi": json.dumps({"format_version": FORMAT_VERSION, "architecture": model.architecture,
-                                    "config": asdict(model.config), "layers": layers, "extra": extra or {}})}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
+    return tensors, {"wasi": json.dumps({"format_version": FORMAT_VERSION, "architecture": model.architecture,
+                                         "config": asdict(model.config), "layers": layers, "extra": extra or {}})}
+
+
+def write_tensors(path, tensors, metadata):
+    """Writes a safetensors file array by array, without copies of them. It appears whole or not at all, and survives a power cut.
+
+    tensors: {name: array}; metadata: {key: text}. Raises OSError; then nothing is left behind.
+    """
+    path = Path(path)
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # each lies at a multiple of its item's size
+    header, end = {"__metadata__": metadata}, 0
+    for name in order:
+        array = tensors[name]
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
-        save_file(tensors, temporary, metadata)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        with os.fdopen(handle, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def check_arrays(what, arrays, shapes):
+    """Raises WeightsError, naming all that is wrong, unless arrays are float32, finite, and of these names and shapes."""
+    wrong = [f"{name}: missing" for name in sorted(shapes.keys() - arrays.keys())]
+    wrong += [f"{name}: unknown" for name in sorted(arrays.keys() - shapes.keys())]
+    for name in sorted(shapes.keys() & arrays.keys()):
+        array = arrays[name]
+        if array.shape != shapes[name] or array.dtype != np.float32:
+            wrong.append(f"{name}: expected float32 {shapes[name]}, got {array.dtype} {array.shape}")
+        elif not ops.all_finite(array):
+            wrong.append(f"{name}: holds NaN or Inf")
+    if wrong:
+        raise WeightsError(f"{what}: {'; '.join(wrong)}")

@@ -6,6 +6,7 @@ import numpy as np
 
 from wasi import linalg, ops
 from wasi.layers import FactoredLinear
+from wasi.models.weights import WeightsError, check_arrays
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -133,6 +134,26 @@ class Optimizer:
             ops.sgd_update(p.data, gradient, state[0] if state else None, lr, self.momentum, decay, False, scale)
         else:
             ops.adamw_update(p.data, gradient, *state, lr, *self.betas, self.eps, decay, self.n_steps + 1, scale)
+
+    def state_dict(self):
+        """({name: array}, numbers) for `load_state_dict` of another one of the same settings and model. Arrays are not copied."""
+        arrays = {f"{name}.{i}": a for name, (_, state) in self._plain.items() for i, a in enumerate(state)}
+        arrays |= {f"{name}.{part}": a for name, (_, state) in self.factored.items() for part, a in state.arrays.items()}
+        return arrays, {"n_steps": self.n_steps,
+                        "factored": {name: [state.n_steps, state.n_new] for name, (_, state) in self.factored.items()}}
+
+    def load_state_dict(self, arrays, numbers):
+        """Goes on from there. Raises WeightsError naming every array that does not fit."""
+        mine, _ = self.state_dict()
+        check_arrays("optimizer", arrays, {name: a.shape for name, a in mine.items()})
+        if numbers["factored"].keys() != self.factored.keys():
+            got = sorted(numbers["factored"])
+            raise WeightsError(f"optimizer: expected steps of {sorted(self.factored)}, got those of {got}")
+        for name, array in mine.items():
+            array[:] = arrays[name]
+        self.n_steps = numbers["n_steps"]
+        for name, (_, state) in self.factored.items():
+            state.n_steps, state.n_new = numbers["factored"][name]
 
     @property
     def state_bytes(self):

@@ -1,6 +1,6 @@
 """Ranks that follow the spectrum of the factors during training, within a number of bytes."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -81,6 +81,19 @@ class RankController:
     def ranks(self):
         """{layer name: rank}"""
         return {name: layer.rank for name, (layer, _) in self.optimizer.factored.items()}
+
+    def state_dict(self):
+        """({}, numbers) for `load_state_dict`."""
+        return {}, {"max_bytes": self.max_bytes, "rng": self._rng.bit_generator.state,
+                    "votes": {name: asdict(votes) for name, votes in self._votes.items()}}
+
+    def load_state_dict(self, arrays, numbers):
+        """Goes on from there. Raises ValueError for votes of other layers."""
+        if numbers["votes"].keys() != self._votes.keys():
+            raise ValueError(f"adapt_ranks: expected votes of {sorted(self._votes)}, got those of {sorted(numbers['votes'])}")
+        self.max_bytes = numbers["max_bytes"]
+        self._rng.bit_generator.state = numbers["rng"]
+        self._votes = {name: _Votes(**votes) for name, votes in numbers["votes"].items()}
 
     def update(self):
         """Lets every layer vote and makes the changes; returns {layer name: new rank} of those that changed.

@@ -1,6 +1,7 @@
 """The run folder: configuration, one CSV row a step, one JSON record an epoch and a run, and the curves."""
 
 import csv
+import fcntl
 import json
 import os
 import platform
@@ -17,21 +18,34 @@ SUBSPACE_FIELDS = ("step", "layer", "rank", "against", "mean_degrees", "largest_
 
 
 class RunFolder:
-    """A folder that one run writes to.
+    """A folder that one run writes to, and one process at a time: the lock ends with the process, or with the object.
 
-    Raises FileExistsError where it already holds a run, OSError where it cannot be written to.
+    resume: the run goes on; otherwise the folder must not hold one yet.
+    Raises FileExistsError where it already holds a run, FileNotFoundError where it holds none to resume, BlockingIOError naming
+    the process where another one writes to it, OSError where it cannot be written to.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, resume=False):
         self.path = Path(path)
+        if resume and not (self.path / "config.json").is_file():
+            raise FileNotFoundError(f"resume: {str(path)!r} holds no run (config.json is missing)")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
             raise OSError(f"out: expected a folder that can be written to, got {str(path)!r} ({error.strerror})") from error
-        if (self.path / "config.json").exists():
-            raise FileExistsError(f"out: {str(path)!r} already holds a run; name another folder")
+        if not resume and (self.path / "config.json").exists():
+            raise FileExistsError(f"out: {str(path)!r} already holds a run; name another folder, or let it go on by --resume")
+        self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 (open as long as this object lives)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            raise BlockingIOError(f"out: {str(path)!r} is in use by process {self._lock.read().strip() or '?'}") from error
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
 
     def write_json(self, name, value):
         write_json(self.path / name, value)
@@ -52,12 +66,24 @@ def write_json(path, value):
 
 
 class CsvLog:
-    """A CSV file of a run folder, each row flushed as it is written. A context manager; folder None: writes nothing."""
+    """A CSV file of a run folder, each row flushed as it is written. A context manager; folder None: writes nothing.
 
-    def __init__(self, folder, name, fields):
-        self._file = open(folder.path / name, "w", newline="") if folder else None  # noqa: SIM115 (closed on exit)
-        if self._file:
-            self._writer = csv.DictWriter(self._file, fields)
+    n_bytes: goes on after the first so many bytes of the file; the rest is cut off. Raises ValueError where it is shorter.
+    """
+
+    def __init__(self, folder, name, fields, n_bytes=None):
+        self._file = None
+        if folder is None:
+            return
+        path = folder.path / name
+        if n_bytes is not None:
+            size = path.stat().st_size
+            if size < n_bytes:
+                raise ValueError(f"resume: {name}: expected the {n_bytes} bytes that it had at the checkpoint, got {size}")
+            os.truncate(path, n_bytes)
+        self._file = open(path, "w" if n_bytes is None else "a", newline="")  # noqa: SIM115 (closed on exit)
+        self._writer = csv.DictWriter(self._file, fields)
+        if n_bytes is None:
             self._writer.writeheader()
 
     def __enter__(self):
@@ -66,6 +92,12 @@ class CsvLog:
     def __exit__(self, *error):
         if self._file:
             self._file.close()
+
+    def sync(self):
+        """Brings the rows to the disk; returns the file's bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
     def write(self, **row):
         if self._file:

@@ -5,6 +5,7 @@ import numpy as np
 from wasi import linalg
 from wasi.layers import FactoredLinear
 from wasi.layers.published import DenseWeightLinear
+from wasi.models.weights import WeightsError
 
 
 class SubspaceLog:
@@ -22,6 +23,22 @@ class SubspaceLog:
         self._start = {name: m.basis.copy() for name, m in self._layers.items()}
         self._previous = dict(self._start)
         self._log = log
+
+    def state_dict(self):
+        """({name: array}, {}) for `load_state_dict`."""
+        return {f"{which}.{name}": basis for which, bases in (("start", self._start), ("previous", self._previous))
+                for name, basis in bases.items()}, {}
+
+    def load_state_dict(self, arrays, numbers):
+        """Goes on from there. Raises WeightsError unless each layer has its two bases."""
+        wanted = {f"{which}.{name}": layer.out_features for name, layer in self._layers.items()
+                  for which in ("start", "previous")}
+        wrong = sorted(wanted.keys() ^ arrays.keys())
+        wrong += [name for name, a in arrays.items() if name in wanted and (a.ndim != 2 or len(a) != wanted[name])]
+        if wrong:
+            raise WeightsError(f"track_subspaces: expected a basis each of {sorted(wanted)}, missing or not fitting: {wrong}")
+        self._start = {name: arrays[f"start.{name}"] for name in self._layers}
+        self._previous = {name: arrays[f"previous.{name}"] for name in self._layers}
 
     def record(self, step):
         """Writes the angles after that many steps."""

@@ -5,6 +5,7 @@
     for tokens, labels in TokenLoader(splits["train"], 32, shuffle=True):   # int64 (B, N), rows filled up with -1; int64 (B,)
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,14 @@ class TokenSet:
             raise ValueError(f"fraction: {fraction} of {len(self)} leaves one side empty")
         order = np.random.default_rng(seed).permutation(len(self))
         return self.take(np.sort(order[:n])), self.take(np.sort(order[n:]))
+
+    def fingerprint(self):
+        """Text that tells this set from others: of all its tokens, labels and classes."""
+        digest = hashlib.sha256(repr((self.classes, None if self.labels is None else self.labels.tolist())).encode())
+        for tokens in self.tokens:
+            digest.update(np.ascontiguousarray(tokens, np.int64))
+            digest.update(b".")
+        return digest.hexdigest()[:32]
 
     def batch(self, indices):
         """(tokens (B, N) filled up with PADDING, labels (B,)), or (windows (B, N), their next tokens (B, N)); int64."""
