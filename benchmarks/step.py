@@ -85,6 +85,7 @@ COLUMNS = {
     "seconds": lambda r: harness.seconds(r["seconds"]["median"]),
     "time / PyTorch's, median (quartiles)": lambda r: "" if r["ratio"] is None else
         f"{r['ratio']['median']:.2f} ({r['ratio']['low']:.2f} to {r['ratio']['high']:.2f})",
+    "CPU seconds": lambda r: harness.seconds(r["cpu_seconds"]["median"]),
     "peak MiB above import": lambda r: harness.mib(r["peak_bytes"]),
 }
 
