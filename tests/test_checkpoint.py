@@ -128,6 +128,22 @@ def test_every_option_goes_on_bit_for_bit(tmp_path, method, options, training, r
         assert len(read_csv(tmp_path / "whole" / "ranks.csv")) > 8
 
 
+def test_other_architectures_go_on_bit_for_bit(tmp_path, rng):
+    swin = {"img_size": 56, "num_classes": 3, "embed_dim": 12, "depths": (2, 2), "num_heads": (2, 2)}
+    images = [(rng.integers(0, 256, (4, 3, 56, 56), np.uint8), rng.integers(0, 3, 4)) for _ in range(3)]
+    tokens = [(rng.integers(0, 512, (4, 8)), rng.integers(0, 512, (4, 8))) for _ in range(3)]
+    for name, sizes, batches in (("swin_tiny_patch4_window7_224", swin, images), ("llama_micro", {}, tokens)):
+        folder, config = RunFolder(tmp_path / name), TrainConfig(epochs=2, checkpoint_every=1, keep=9, **ADAMW)
+        whole, resumed = (wasi.create_model(name, seed=seed, **sizes) for seed in (0, 9))
+        if name == "llama_micro":
+            whole.train_last(2)
+        apply_method(whole, "wasi", MethodOptions(("mlp",), rank=4, activation_ranks=(0.5, 0.5, 4)), verbose=False)
+        train(whole, batches, batches[:1], config, folder, progress=False)
+        train(resumed, batches, batches[:1], config, folder, progress=False, resume=Checkpoint(checkpoint_path(folder.path, 4)))
+        for (name, p), (_, q) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+            assert np.array_equal(p.data, q.data), name
+
+
 def test_policies_and_frozen_weights_come_back(tmp_path):
     def make():
         model = model_by("wasi")
@@ -345,6 +361,7 @@ def edit(path, change):
     (lambda s: s.update(format_version=99), "format version 99; this package reads up to 1"),
     (lambda s: s.pop("progress"), "KeyError: 'progress'"),
     (lambda s: s["progress"].update(extra=1), "extra"),
+    (lambda s: s["progress"].update(step="4"), "progress: step: expected a number from 0, got '4'"),
 ])
 def test_what_cannot_be_read_is_named(tmp_path, change, message):
     folder, _, _ = run_whole(tmp_path, small_model, TrainConfig(epochs=1, **SGD))

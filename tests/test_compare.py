@@ -8,6 +8,7 @@ from test_cli import OPTIONS, folder  # noqa: F401 (a fixture)
 
 from wasi.cli import compare, main
 from wasi.reports import comparison_table, pareto_front, plot_comparison, summarise_runs
+from wasi.training.checkpoint import list_checkpoints
 from wasi.training.runlog import read_steps
 
 
@@ -26,15 +27,18 @@ def test_compare_runs_resumes_and_draws_again(folder, tmp_path, capfd):  # noqa:
     config = json.loads((out / "lora_rank=4" / "seed-1" / "config.json").read_text())
     assert (config["method"], config["arguments"]["rank"], config["arguments"]["seed"]) == ("lora", 4, 1)
 
-    # A run that did not end is made again, a finished one is left.
+    # A run that did not end goes on from its checkpoint, a finished one is left.
     kept = (out / "dense" / "seed-1" / "result.json").stat().st_mtime_ns
     (out / "dense" / "seed-0" / "result.json").unlink()
+    first, *_ = list_checkpoints(out / "dense" / "seed-0").values()
+    written = first.stat().st_mtime_ns
     before = read_steps(out / "dense" / "seed-0" / "steps.csv")["loss"]
     assert main(["compare", "--plot-only", "--out", str(out)]) == 0
     assert "not finished: dense seed 0" in capfd.readouterr().out
     assert main(command) == 0
     assert "run 1 of 4: dense, seed 0: " in capfd.readouterr().out
     assert (out / "dense" / "seed-1" / "result.json").stat().st_mtime_ns == kept
+    assert first.stat().st_mtime_ns == written
     assert np.array_equal(read_steps(out / "dense" / "seed-0" / "steps.csv")["loss"], before)  # the same order and bits
 
     for changed, told in ((["--epochs", "3"], "epochs 2, not 3"), (["--rank", "8"], "rank 16, not 8")):

@@ -161,6 +161,10 @@ class Checkpoint:
             if damaged:
                 raise CheckpointError(f"damaged: {', '.join(damaged)}")
             self.progress = Progress(**self.state["progress"])
+            for name in ("step", "epoch", "done", "n", "saved_bytes", "counted_peak_bytes", "step_peak_bytes", "peak_rss_bytes"):
+                value = getattr(self.progress, name)
+                if type(value) is not int or value < 0:
+                    raise CheckpointError(f"progress: {name}: expected a number from 0, got {value!r}")
         except FileNotFoundError:
             raise
         except _MALFORMED as error:
