@@ -16,6 +16,7 @@ import argparse
 import gc
 import itertools
 import json
+import shutil
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,9 +108,8 @@ def run(args, name, row, lr, seed, sets):
                 "sets": {kind: len(images) for kind, images in sets.items()}, "epochs": args.epochs,
                 "img_size": args.img_size, "model": args.model, "batch_size": args.batch_size}
     if not (path / "test.json").exists():
-        if path.exists():
-            for file in path.iterdir():  # began and did not end
-                file.unlink()
+        if path.exists():  # began and did not end
+            shutil.rmtree(path)
         folder = RunFolder(path)
         folder.write_json("config.json", settings)
         train_loader, val_loader, test_loader = (make_loader(args, images, seed, kind == "train")
