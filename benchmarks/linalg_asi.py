@@ -5,8 +5,8 @@ core. The rivals run the step as published, U_n = orth(A_(n) A_(n)' U_n) on the 
 TensorLy's functions on NumPy and on PyTorch and with PyTorch's einsum and QR; "TensorLy HOOI" is one sweep of
 tensorly.decomposition.partial_tucker from the same start, which takes exact singular vectors. "error" is
 |A - core x U| / |A|. "of sgemm" compares wasi's time with that of its products at the rate of a large sgemm timed in the
-same rounds: where a mode is cut to a few columns, memory and not arithmetic sets the pace (the last array is read three
-times). wasi's scratch comes from an arena, as in training. Writes benchmarks/results/linalg_asi.{md,json}.
+same rounds: where a mode is cut to a few columns, memory and not arithmetic sets the pace (the last array is read twice and
+partly written). wasi's scratch comes from an arena, as in training. Writes benchmarks/results/linalg_asi.{md,json}.
 
     OPENBLAS_NUM_THREADS=2 OPENBLAS_THREAD_TIMEOUT=10 OMP_WAIT_POLICY=PASSIVE python benchmarks/linalg_asi.py
 """
