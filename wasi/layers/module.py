@@ -1,5 +1,7 @@
 """What every layer is made of: parameters, a tree of modules, and what forward keeps for backward."""
 
+import contextlib
+
 import numpy as np
 
 from wasi import ops
@@ -96,6 +98,18 @@ class Module:
             holder[int(last)] = new
         else:
             setattr(holder, last, new)
+
+    @contextlib.contextmanager
+    def replaced(self, stand_ins):
+        """A context within which other modules stand in: {dotted name: module}. The model's own are put back at its end."""
+        own = {name: self.get_module(name) for name in stand_ins}
+        try:
+            for name, module in stand_ins.items():
+                self.set_module(name, module)
+            yield
+        finally:
+            for name, module in own.items():
+                self.set_module(name, module)
 
     def zero_grad(self):
         """Sets every gradient that exists to zero."""

@@ -78,15 +78,9 @@ def input_covariances(model, names, batches):
     Raises ValueError where there is no batch.
     """
     collectors = {name: _GramLinear(model.get_module(name)) for name in names}
-    for name, collector in collectors.items():
-        model.set_module(name, collector)
-    try:
-        with Arena():  # whose pages go back to the system
-            for batch in batches:
-                model.forward(batch[0] if isinstance(batch, tuple) else batch)
-    finally:
-        for name, collector in collectors.items():
-            model.set_module(name, collector.linear)
+    with model.replaced(collectors), Arena():  # whose pages go back to the system
+        for batch in batches:
+            model.forward(batch[0] if isinstance(batch, tuple) else batch)
     if any(c.n_rows == 0 for c in collectors.values()):
         raise ValueError("whiten: expected at least one calibration batch, got none")
     return {name: c.gram / c.n_rows for name, c in collectors.items()}

@@ -76,13 +76,8 @@ def optimize_for_inference(model, example, rounds=7, verbose=True):
     2
     """
     recorders = {name: _Recorder(layer) for name, layer in _mergeable(model)}
-    for name, recorder in recorders.items():
-        model.set_module(name, recorder)
-    try:
+    with model.replaced(recorders):
         model.forward(example)
-    finally:
-        for name, recorder in recorders.items():
-            model.set_module(name, recorder.linear)
     for _, p in model.named_parameters():
         p.grad = p.packed = None
     groups = {}

@@ -45,7 +45,6 @@ class _Recorder(Linear):
 
     def __init__(self, linear, n_rows, gram, halves, compressed):
         super().__init__(linear.weight.data, linear.bias and linear.bias.data)
-        self.inner = linear
         self._n_rows = n_rows  # to sample from each batch
         self._compressed = compressed
         self.gradient = np.zeros_like(linear.weight.data)
@@ -175,16 +174,13 @@ def measure_errors(model, names, batches, ranks, starts, compressed=()):
         model.set_policy(ActivationPolicy())
         for p, _ in parameters:
             p.trainable = False
-        for name, recorder in recorders.items():
-            model.set_module(name, recorder)
-        for images, labels in batches:
-            loss, dlogits, _ = model.loss(model.forward(images, train=True), labels)
-            if not np.isfinite(loss):
-                raise ArithmeticError("batches: the loss on the calibration batches is not finite")
-            model.backward(dlogits)
+        with model.replaced(recorders):
+            for images, labels in batches:
+                loss, dlogits, _ = model.loss(model.forward(images, train=True), labels)
+                if not np.isfinite(loss):
+                    raise ArithmeticError("batches: the loss on the calibration batches is not finite")
+                model.backward(dlogits)
     finally:
-        for name, recorder in recorders.items():
-            model.set_module(name, recorder.inner)
         for p, trainable in parameters:
             p.trainable = trainable
         for block, policy in zip(model.blocks, policies):

@@ -1,0 +1,21 @@
+"""The tree of modules."""
+
+import pytest
+
+import wasi
+from wasi.layers import Linear
+
+
+def test_stand_ins_go_when_their_context_ends():
+    model = wasi.create_model("vit_micro_patch8_64")
+    own = model.get_module("blocks.1.mlp.fc1")
+    other = Linear(own.weight.data)
+    with model.replaced({"blocks.1.mlp.fc1": other}):
+        assert model.blocks[1].mlp.fc1 is other
+    assert model.blocks[1].mlp.fc1 is own
+    with pytest.raises(ZeroDivisionError), model.replaced({"blocks.1.mlp.fc1": other}):
+        raise ZeroDivisionError
+    assert model.blocks[1].mlp.fc1 is own
+    with pytest.raises(AttributeError), model.replaced({"blocks.1.mlp.fc1": other, "blocks.1.mlp.fc3": other}):
+        pass
+    assert model.blocks[1].mlp.fc1 is own
