@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from wasi import _core
 from wasi.layers.flops import asi_flops, attention_flops, wsi_update_flops
-
-_RULES = ("sgd", "momentum", "adamw")
+from wasi.linalg.wsi import RULES
 
 
 def _rows(x):
@@ -43,7 +42,7 @@ _FLOPS = {
     "window_attention_backward": lambda do, qkv, o, lse, n_heads, window, *rest, **more: _windows(qkv, window).backward,
     "asi_step": lambda A, factors, *rest, **more: asi_flops(A.shape, [d if U is None else U.shape[1]
                                                                       for d, U in zip(A.shape, factors)]),
-    "wsi_step": lambda L, R, dL, dR, rule, *rest, **more: wsi_update_flops(len(L), R.shape[1], len(R), _RULES[rule]),
+    "wsi_step": lambda L, R, dL, dR, rule, *rest, **more: wsi_update_flops(len(L), R.shape[1], len(R), RULES[rule]),
 }
 
 

@@ -4,7 +4,9 @@ import numpy as np
 
 from wasi import _core
 
-_RULES = ("sgd", "momentum", "adamw")
+# What an optimiser remembers of each trained number, by its rule; a rule's place here is its number in the core.
+MOMENTS = {"sgd": (), "momentum": ("m",), "adamw": ("m", "v")}
+RULES = tuple(MOMENTS)
 
 
 def wsi_state_shapes(O, I, K, optimizer="sgd"):
@@ -14,10 +16,9 @@ def wsi_state_shapes(O, I, K, optimizer="sgd"):
     >>> wsi_state_shapes(8, 6, 2, "momentum")
     {'mA': (2, 6), 'mB': (8, 2)}
     """
-    if optimizer not in _RULES:
-        raise ValueError(f"optimizer: expected one of {', '.join(_RULES)}, got {optimizer!r}")
-    names = {"sgd": (), "momentum": ("m",), "adamw": ("m", "v")}[optimizer]
-    return {name + part: shape for name in names for part, shape in (("A", (K, I)), ("B", (O, K)))}
+    if optimizer not in RULES:
+        raise ValueError(f"optimizer: expected one of {', '.join(RULES)}, got {optimizer!r}")
+    return {name + part: shape for name in MOMENTS[optimizer] for part, shape in (("A", (K, I)), ("B", (O, K)))}
 
 
 class WsiState:
@@ -78,6 +79,6 @@ def wsi_step(L, R, dL, dR, lr, grad_scale=1.0, weight_decay=0.0, state=None, mom
     arrays = {} if state is None else state.arrays
     step = 1 if state is None else state.n_steps + 1
     hyper = (lr, grad_scale, weight_decay, momentum, *betas, eps)
-    _core.wsi_step(L, R, dL, dR, _RULES.index(optimizer), *hyper, step, **arrays, Tri=T)
+    _core.wsi_step(L, R, dL, dR, RULES.index(optimizer), *hyper, step, **arrays, Tri=T)
     if state is not None:
         state.n_steps = step

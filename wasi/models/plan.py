@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from wasi.layers import ActivationCompression, ActivationPolicy
+from wasi.linalg.wsi import RULES
 from wasi.models.factorize import factorize, find_targets
 from wasi.models.methods import STARTS
 
 FORMAT_VERSION = 1
 LARGEST_FILE = 8 * 2**20  # bytes: some ten thousand layers
-RULES = ("sgd", "momentum", "adamw")
 METHODS = ("dense", "asi", "wsi", "wasi", "qwasi")  # those that can be planned
 MODES = ("approximate", "exact")
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from wasi import linalg
+from wasi.linalg.wsi import MOMENTS
 
 FLOAT = 4
 
@@ -56,7 +57,7 @@ def optimizer_bytes(site, choice, rule):
     if choice.rank is not None:
         shapes = linalg.wsi_state_shapes(site.out_features, site.in_features, choice.rank, rule)
         return FLOAT * sum(math.prod(s) for s in shapes.values())
-    return FLOAT * {"sgd": 0, "momentum": 1, "adamw": 2}[rule] * site.out_features * site.in_features
+    return FLOAT * len(MOMENTS[rule]) * site.out_features * site.in_features
 
 
 def saved_bytes(site, choice, B):

@@ -13,6 +13,7 @@ import numpy as np
 
 from wasi import ops
 from wasi.layers import Mlp
+from wasi.linalg.wsi import MOMENTS
 from wasi.models.factorize import find_targets
 from wasi.models.methods import STARTS, default_start
 from wasi.models.plan import METHODS, MODES, LayerPlan, Plan, format_bytes, model_record, parse_bytes
@@ -105,7 +106,7 @@ class _Problem:
     def outside(self, choices):
         """(weights, gradients, optimiser) in bytes of the whole model."""
         weights, gradients = self.fixed_weights, cost.FLOAT * self.fixed_trained
-        optimizer = gradients * {"sgd": 0, "momentum": 1, "adamw": 2}[self.rule]
+        optimizer = gradients * len(MOMENTS[self.rule])
         for name, choice in choices.items():
             site = self.layers[name].site
             own, trained = cost.weight_bytes(site, choice)

@@ -6,6 +6,7 @@ import numpy as np
 
 from wasi import linalg, ops
 from wasi.layers import FactoredLinear
+from wasi.linalg.wsi import MOMENTS
 from wasi.models.weights import WeightsError, check_arrays
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -50,7 +51,7 @@ class Optimizer:
                          if isinstance(m, FactoredLinear) and m.L.trainable and not m.plain}
         factors = [p for layer, _ in self.factored.values() for p in (layer.L, layer.R)]
         stepped = {id(p) for p in factors}
-        n_buffers = {"sgd": 1 if momentum else 0, "adamw": 2}[kind]
+        n_buffers = len(MOMENTS[self.rule])
         self._plain = {name: (p, [np.zeros_like(p.data) for _ in range(n_buffers)])
                        for name, p in model.named_parameters() if p.trainable and id(p) not in stepped}
         for p in [p for p, _ in self._plain.values()] + factors:
@@ -126,7 +127,7 @@ class Optimizer:
     def bytes_per_rank(self, name):
         """Bytes of factors, gradients and state that one rank of a factored layer takes."""
         layer, _ = self.factored[name]
-        return 4 * (layer.out_features + layer.in_features) * (2 + {"sgd": 0, "momentum": 1, "adamw": 2}[self.rule])
+        return 4 * (layer.out_features + layer.in_features) * (2 + len(MOMENTS[self.rule]))
 
     def _update_plain(self, p, state, lr, scale):
         decay, gradient = self.weight_decay if p.decay else 0.0, p.full_gradient()
