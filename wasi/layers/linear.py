@@ -19,6 +19,11 @@ class LinearBase(Module):
     """What linear layers share: how the input is kept for backward. `_saved[0]` is the input, Compressed, or None."""
 
     compression = None  # an ActivationCompression, or None to keep the input as it is
+    quantized = None  # the frozen `ops.QuantizedMatrix` that is part of the weight, if any
+
+    @property
+    def fixed_bytes(self):
+        return 0 if self.quantized is None else self.quantized.nbytes
 
     def _keep(self, x, keep_input):
         if self.compression is not None:
@@ -135,8 +140,8 @@ class FactoredLinear(LinearBase):
         return self.L.data
 
     @property
-    def fixed_bytes(self):
-        return 0 if self.residual is None else self.residual.nbytes
+    def quantized(self):
+        return self.residual
 
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O); keeps z = x R' (..., K) as well, unless x is compressed."""

@@ -111,9 +111,8 @@ def _describe(layer):
     parts = [type(layer).__name__, f"{layer.out_features} x {layer.in_features}"]
     if getattr(layer, "rank", None) is not None:
         parts.append(f"rank {layer.rank}")
-    frozen = getattr(layer, "residual", None) or getattr(layer, "base", None)
-    if frozen is not None:
-        parts.append(f"+ {frozen.bits} bits")
+    if getattr(layer, "quantized", None) is not None:
+        parts.append(f"+ {layer.quantized.bits} bits")
     return " ".join(parts)
 
 

@@ -279,7 +279,7 @@ def model_tensors(model, extra=None):
     tensors = {name: np.ascontiguousarray(published_shape(model, name, p.data)) for name, p in model.named_parameters()}
     layers = {}  # what a layer is besides its tensors
     for name, module in model.named_modules():
-        quantized = getattr(module, "residual", None) or getattr(module, "base", None)
+        quantized = getattr(module, "quantized", None)
         if quantized is not None:
             tensors |= {f"{name}.quantized.{part}": getattr(quantized, part) for part in ("codes", "s", "r", "c")
                         if getattr(quantized, part) is not None}
