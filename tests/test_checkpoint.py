@@ -34,7 +34,7 @@ from wasi.training.ranks import RankAdaptation
 from wasi.training.runlog import RunFolder, read_csv
 
 FIXTURES = Path(__file__).parent / "fixtures"
-TIMES = {"seconds", "peak_rss_mib"}
+TIMES = {"seconds", "peak_rss_mib", "rss_mib", "counted_mib"}
 
 
 @pytest.fixture(autouse=True)

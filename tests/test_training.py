@@ -12,7 +12,7 @@ from wasi.models.methods import MethodOptions, apply_method
 from wasi.training.loop import TrainConfig, train
 from wasi.training.memory import peak_rss_bytes, release_freed, reset_peak_rss, rss_bytes
 from wasi.training.optimizer import Optimizer
-from wasi.training.runlog import RunFolder, read_steps
+from wasi.training.runlog import STEP_FIELDS, CsvLog, RunFolder, read_steps
 from wasi.training.schedule import learning_rate
 from wasi.training.step import accumulate_gradient, evaluate
 
@@ -268,3 +268,30 @@ def test_freed_memory_is_given_back():
         pytest.skip("this C library has no malloc_trim")
     assert rss_bytes() < before - 30 * 2**20
     assert pinned[0] == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 4, "gradient_bits": 16}])
+def test_bytes_by_layer_add_up_to_what_is_counted(tmp_path, options):
+    model = wasi.factorize(small_model(), rank=8, target_modules=("mlp",), verbose=False, residual_bits=4)
+    result = train(model, Batches(), Batches(1), TrainConfig(epochs=1, momentum=0.9, **options), RunFolder(tmp_path / "run"),
+                   progress=False)
+    record = json.loads((tmp_path / "run" / "layers.json").read_text())
+    assert record["step"] == 3
+    for kind, n_bytes in result.counted.items():
+        assert sum(layer[kind] for layer in record["layers"]) == n_bytes, kind
+    by_name = {layer["name"]: layer for layer in record["layers"]}
+    fc1 = by_name["blocks.0.mlp.fc1"]
+    assert (fc1["kind"], fc1["shape"], fc1["rank"]) == ("FactoredLinear", [128, 32], 8) and fc1["frozen_bytes"] > 0
+    assert sum(r["trained"] for r in model.weights_by_module()) == result.parameters
+    assert "\nblocks.0.mlp.fc1              FactoredLinear            128 x 32     8" in model.summary()
+    steps = read_steps(tmp_path / "run" / "steps.csv")
+    assert (steps["counted_mib"] > result.counted["trained_bytes"] / 2**20).all() and (steps["rss_mib"] > 10).all()
+
+
+def test_a_log_of_another_version_goes_on_with_its_own_columns(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / "steps.csv").write_text("step,loss,other\r\n0,2.5,1\r\n")
+    with CsvLog(folder, "steps.csv", STEP_FIELDS, n_bytes=26) as log:
+        log.write(step=1, loss=2.0, rss_mib=3.0)
+    steps = read_steps(folder.path / "steps.csv")
+    assert steps["loss"].tolist() == [2.5, 2.0] and np.isnan(steps["rss_mib"]).all()

@@ -15,7 +15,7 @@ from wasi.models.plan import Plan
 from wasi.training.checkpoint import list_checkpoints, newest_checkpoint
 from wasi.training.loop import train
 from wasi.training.memory import mib, release_freed, rss_bytes
-from wasi.training.runlog import RunFolder, plot_curves, read_result, read_steps
+from wasi.training.runlog import RunFolder, environment, plot_curves, read_result, read_steps
 
 DESCRIPTION = ("Trains a model by each method on the same batches and prints accuracy, seconds a step and measured "
                "peak memory. Without --data it uses the shipped sign-language digits. Ctrl-C writes a checkpoint and ends with "
@@ -125,6 +125,7 @@ def train_one(args, method, out, plan=None, resume=False):
     if not checkpoint:
         folder.write_json("config.json", {"method": method, "model": name, **size, "classes": list(train_set.classes),
                                           "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
+                                          "environment": environment(),
                                           **asdict(config)})
     result = train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method, plan=plan,
                    data_rss_bytes=data_rss, resume=checkpoint)

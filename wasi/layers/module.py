@@ -136,12 +136,20 @@ class Module:
     @property
     def total_saved_bytes(self):
         """Bytes that this module and its children keep between forward and backward; what several share counts once."""
-        sizes = {}
-        for _, module in self.named_modules():
+        return sum(self.saved_bytes_by_module().values())
+
+    def saved_bytes_by_module(self):
+        """{dotted name: bytes} of `total_saved_bytes`; what several share counts with the first that keeps most of it."""
+        owners = {}
+        for name, module in self.named_modules():
             for array in arrays_in(module._saved):
                 address = array.__array_interface__["data"][0]
-                sizes[address] = max(array.nbytes, sizes.get(address, 0))
-        return sum(sizes.values())
+                if array.nbytes > owners.get(address, (0, ""))[0]:
+                    owners[address] = array.nbytes, name
+        sizes = {}
+        for n_bytes, name in owners.values():
+            sizes[name] = sizes.get(name, 0) + n_bytes
+        return sizes
 
     def after_step(self):
         """Called by the optimiser when it has updated the parameters."""
@@ -150,6 +158,51 @@ class Module:
     def fixed_bytes(self):
         """Bytes that this module itself always holds besides parameters: quantised weights, followed factors."""
         return 0
+
+    def weights_by_module(self):
+        """A dict for each module here that holds weights: name, kind (its class), shape, rank (None without factors),
+        trained (numbers), trained_bytes and frozen_bytes (quantised weights and followed factors are frozen)."""
+        rows = []
+        for name, module in self.named_modules():
+            own = [v for v in vars(module).values() if isinstance(v, Parameter)]
+            if not own and not module.fixed_bytes:
+                continue
+            shape = ((module.out_features, module.in_features) if hasattr(module, "out_features")
+                     else own[0].data.shape if own else ())
+            trained = sum(p.data.size for p in own if p.trainable)
+            frozen = sum(p.data.nbytes for p in own if not p.trainable) + module.fixed_bytes
+            rows.append({"name": name, "kind": type(module).__name__, "shape": list(shape), "rank": getattr(module, "rank", None),
+                         "trained": trained, "trained_bytes": 4 * trained, "frozen_bytes": frozen})
+        return rows
+
+    def summary(self):
+        """The layers that hold weights as a table: shape, rank, trained numbers, bytes trained and frozen.
+
+        >>> from wasi.layers import Linear
+        >>> print(Linear(np.zeros((2, 3)), np.zeros(2)).summary())
+        layer                         kind                         shape  rank      trained      bytes     frozen
+        (itself)                      Linear                       2 x 3     -            8         32          0
+        total                                                                             8         32          0
+        """
+        rows = self.weights_by_module()
+        lines = [f"{'layer':<30}{'kind':<18}{'shape':>16}{'rank':>6}{'trained':>13}{'bytes':>11}{'frozen':>11}"]
+        for row in rows:
+            shape = " x ".join(map(str, row["shape"]))
+            lines.append(f"{row['name'] or '(itself)':<30}{row['kind']:<18}{shape:>16}{row['rank'] or '-':>6}"
+                         f"{row['trained']:>13,}{row['trained_bytes']:>11,}{row['frozen_bytes']:>11,}")
+        totals = [sum(row[key] for row in rows) for key in ("trained", "trained_bytes", "frozen_bytes")]
+        return "\n".join([*lines, f"{'total':<70}{totals[0]:>13,}{totals[1]:>11,}{totals[2]:>11,}"])
+
+    def print_trainable_parameters(self):
+        """Prints how many numbers are trained, their bytes, and those of the frozen rest.
+
+        >>> from wasi.layers import Linear
+        >>> Linear(np.zeros((2, 3)), np.zeros(2)).print_trainable_parameters()
+        trained: 8 parameters, 32 bytes; frozen: 0 bytes
+        """
+        rows = self.weights_by_module()
+        trained, n_bytes, frozen = (sum(row[key] for row in rows) for key in ("trained", "trained_bytes", "frozen_bytes"))
+        print(f"trained: {trained:,} parameters, {n_bytes:,} bytes; frozen: {frozen:,} bytes")
 
 
 def arrays_in(value):

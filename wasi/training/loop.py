@@ -14,6 +14,7 @@ from wasi.layers.linear import LinearBase
 from wasi.models import save_model
 from wasi.training.checkpoint import Progress, checkpoint_path, prune_checkpoints, save_checkpoint
 from wasi.training.memory import (
+    bytes_by_layer,
     count_bytes,
     counted_peak,
     mib,
@@ -221,13 +222,17 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
                     run.loss_sum += batch.loss * batch.n
                     run.n_correct += batch.n_correct
                     run.n += batch.n
+                    counted = counted_peak(model, optimizer, arena, getattr(train_loader, "buffer_bytes", images.nbytes))
                     log.write(step=run.step, epoch=run.epoch, lr=lr, loss=batch.loss, accuracy=batch.accuracy, grad_norm=norm,
-                              seconds=seconds[-1], peak_rss_mib=mib(peak_rss_bytes()))
+                              seconds=seconds[-1], peak_rss_mib=mib(peak_rss_bytes()), rss_mib=mib(rss_bytes()),
+                              counted_mib=mib(counted))
                     run.step += 1
                     run.done += 1
                     if run.step <= N_FIRST_STEPS:
-                        run.counted_peak_bytes = counted_peak(model, optimizer, arena,
-                                                              getattr(train_loader, "buffer_bytes", images.nbytes))
+                        run.counted_peak_bytes = counted
+                    if folder and run.step == min(N_FIRST_STEPS, n_steps):
+                        folder.write_json("layers.json", {"step": run.step,
+                                                          "layers": bytes_by_layer(model, optimizer, batch.saved)})
                     if plan and run.step == min(N_FIRST_STEPS, n_steps):
                         grown = peak_rss_bytes() - (data_rss_bytes or start_rss)
                         tqdm.write(compare_with_plan(plan.peak_bytes, run.counted_peak_bytes, run.step, grown))

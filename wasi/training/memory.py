@@ -3,6 +3,8 @@
 import ctypes
 from pathlib import Path
 
+from wasi.layers import Parameter
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -56,6 +58,24 @@ def count_bytes(model, optimizer):
         "optimizer_bytes": optimizer.state_bytes,
         "saved_bytes": model.total_saved_bytes,
     }
+
+
+def bytes_by_layer(model, optimizer, saved):
+    """Where the bytes of `count_bytes` are: a dict a module that has any of its own, in the model's order.
+
+    saved: `BatchResult.saved` of a step. Each dict is that of `Module.weights_by_module` (without weights: kind alone), and
+    gradient_bytes, optimizer_bytes, saved_bytes.
+    """
+    weights, states = {row["name"]: row for row in model.weights_by_module()}, optimizer.state_bytes_by_module()
+    rows = []
+    for name, module in model.named_modules():
+        none = {"name": name, "kind": type(module).__name__, "shape": [], "rank": None, "trained": 0, "trained_bytes": 0,
+                "frozen_bytes": 0}
+        if name in weights or saved.get(name):
+            gradients = sum(p.gradient_bytes for p in vars(module).values() if isinstance(p, Parameter))
+            rows.append({**weights.get(name, none), "gradient_bytes": gradients, "optimizer_bytes": states.get(name, 0),
+                         "saved_bytes": saved.get(name, 0)})
+    return rows
 
 
 def counted_peak(model, optimizer, arena, image_bytes):

@@ -159,8 +159,15 @@ class Optimizer:
     @property
     def state_bytes(self):
         """Bytes of momentum and moments."""
-        plain = sum(a.nbytes for _, state in self._plain.values() for a in state)
-        return plain + sum(state.nbytes for _, state in self.factored.values())
+        return sum(self.state_bytes_by_module().values())
+
+    def state_bytes_by_module(self):
+        """{dotted name: bytes} of momentum and moments, by the module whose parameters they are for."""
+        sizes = {name: state.nbytes for name, (_, state) in self.factored.items()}
+        for name, (_, state) in self._plain.items():
+            module = name.rpartition(".")[0]
+            sizes[module] = sizes.get(module, 0) + sum(a.nbytes for a in state)
+        return sizes
 
 
 def _norm2(layer, state):

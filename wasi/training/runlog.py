@@ -12,7 +12,8 @@ import numpy as np
 
 import wasi
 
-STEP_FIELDS = ("step", "epoch", "lr", "loss", "accuracy", "grad_norm", "seconds", "peak_rss_mib")
+STEP_FIELDS = ("step", "epoch", "lr", "loss", "accuracy", "grad_norm", "seconds", "peak_rss_mib", "rss_mib",
+               "counted_mib")  # the last two: resident after the step; the most that arrays took at once so far
 RANK_FIELDS = ("step", "layer", "rank")  # a row a layer at the start, then one a change
 SUBSPACE_FIELDS = ("step", "layer", "rank", "against", "mean_degrees", "largest_degrees", "degrees")
 
@@ -82,7 +83,9 @@ class CsvLog:
                 raise ValueError(f"resume: {name}: expected the {n_bytes} bytes that it had at the checkpoint, got {size}")
             os.truncate(path, n_bytes)
         self._file = open(path, "w" if n_bytes is None else "a", newline="")  # noqa: SIM115 (closed on exit)
-        self._writer = csv.DictWriter(self._file, fields)
+        # A file begun by another version goes on with the columns that it has.
+        header = fields if n_bytes is None else _header(path)
+        self._writer = csv.DictWriter(self._file, header, restval="", extrasaction="ignore")
         if n_bytes is None:
             self._writer.writeheader()
 
@@ -103,6 +106,11 @@ class CsvLog:
         if self._file:
             self._writer.writerow({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})
             self._file.flush()
+
+
+def _header(path):
+    with open(path, newline="") as file:
+        return next(csv.reader(file))
 
 
 def read_csv(path):
@@ -145,9 +153,9 @@ def read_result(path):
 
 
 def read_steps(path):
-    """The columns of a steps.csv as float arrays by name."""
+    """The columns of a steps.csv as float arrays by name; NaN where the version that wrote it had no such column."""
     rows = read_csv(path)
-    return {field: np.array([float(row[field]) for row in rows]) for field in STEP_FIELDS}
+    return {field: np.array([float(row.get(field) or "nan") for row in rows]) for field in STEP_FIELDS}
 
 
 def plot_curves(runs, path):

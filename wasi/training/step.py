@@ -1,6 +1,6 @@
 """One training step's gradient, and evaluation, in micro-batches that keep memory flat."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,7 +12,11 @@ class BatchResult:
     loss: float  # mean over samples
     n_correct: float  # samples; of language modelling the sum of their shares of right tokens
     n: int
-    saved_bytes: int = 0  # kept between forward and backward, by the largest micro-batch
+    saved: dict = field(default_factory=dict)  # {module: bytes kept between forward and backward}, by the largest micro-batch
+
+    @property
+    def saved_bytes(self):
+        return sum(self.saved.values())
 
     @property
     def accuracy(self):
@@ -28,13 +32,13 @@ def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing
     part of the model as soon as a micro-batch's gradients of it are complete (`Optimizer.after_backward`).
     Returns BatchResult. Raises FloatingPointError where the loss is not finite; gradients are then unfinished.
     """
-    n, total, n_correct, saved_bytes = len(images), 0.0, 0, 0
+    n, total, n_correct, saved = len(images), 0.0, 0, None
     size = micro_batch or n
     for start in range(0, n, size):
         part = slice(start, min(start + size, n))
         share = (part.stop - part.start) / n
         logits = model.forward(images[part], train=True)
-        saved_bytes = saved_bytes or model.total_saved_bytes
+        saved = model.saved_bytes_by_module() if saved is None else saved
         loss, dlogits, hits = model.loss(logits, labels[part], label_smoothing)
         total += loss * share
         n_correct += hits
@@ -42,7 +46,7 @@ def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing
             raise FloatingPointError("the loss is not finite: lower lr, or clip the gradient (clip_norm)")
         dlogits *= np.float32(share)
         model.backward(dlogits, after)
-    return BatchResult(total, n_correct, n, saved_bytes)
+    return BatchResult(total, n_correct, n, saved)
 
 
 def evaluate(model, batches, micro_batch=None):
