@@ -1,5 +1,6 @@
 """Importing wasi leaves the other libraries of the process alone."""
 
+import ast
 import json
 import re
 import subprocess
@@ -57,3 +58,33 @@ def test_source_folder_without_the_core_says_so(tmp_path):
     (tmp_path / "wasi" / "__init__.py").write_text(Path(wasi.__file__).read_text())
     run = subprocess.run([sys.executable, "-S", "-c", "import wasi"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert re.search("ImportError: the C core of wasi is not built in .*pip install -e", run.stderr)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"], ["train", "--optimizer", "sdg"]])
+def test_help_and_mistyped_options_import_nothing_heavy(words):
+    code = f"""
+import contextlib, io, json, sys
+from wasi.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+    main({words})
+print(json.dumps(sorted({{"numpy", "PIL", "wasi._core", "wasi.models"}} & set(sys.modules))))
+"""
+    assert run_python(code) == []
+
+
+def test_public_names_are_imported_when_asked_for():
+    code = """
+import json, wasi
+listed = dir(wasi)
+print(json.dumps([name for name in wasi.__all__ if name not in listed or getattr(wasi, name) is not vars(wasi)[name]]))
+"""
+    assert run_python(code) == []
+    with pytest.raises(AttributeError, match="module 'wasi' has no attribute 'plam'"):
+        wasi.plam  # noqa: B018
+
+
+def test_what_type_checkers_see_is_what_is_public():
+    conditions = [node for node in ast.parse(Path(wasi.__file__).read_text()).body if isinstance(node, ast.If)]
+    block = next(node for node in conditions if ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {(node.module, alias.name) for node in block.body for alias in node.names}
+    assert seen == {("wasi." + wasi._HOMES.get(n, "models") if n not in wasi._MODULES else "wasi", n) for n in wasi.__all__}

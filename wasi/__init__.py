@@ -1,8 +1,10 @@
 """wasi: fine-tune, train and run transformers on a CPU, with weights and activations kept in subspaces."""
 
 import ctypes as _ctypes
+import importlib as _importlib
 import importlib.util as _util
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING
 
 
 def _load_blas():
@@ -22,25 +24,44 @@ if _util.find_spec("wasi._core") is None:
     raise ImportError(f"the C core of wasi is not built in {_Path(__file__).parent}: run Python from another folder to use "
                       "the installed package, or build in place by 'pip install -e .'")
 
-from wasi import linalg, ops  # noqa: E402
-from wasi._core import Arena, get_num_threads, set_num_threads  # noqa: E402
-from wasi.models import (  # noqa: E402
-    create_model,
-    factorize,
-    generate,
-    list_models,
-    load_llama,
-    load_model,
-    load_tokenizer,
-    load_weights,
-    merge,
-    optimize_for_inference,
-    save_model,
-)
-from wasi.models.plan import Plan  # noqa: E402
-from wasi.planning import plan  # noqa: E402
+if TYPE_CHECKING:
+    from wasi import linalg, ops
+    from wasi._core import Arena, get_num_threads, set_num_threads
+    from wasi.models import (
+        create_model,
+        factorize,
+        generate,
+        list_models,
+        load_llama,
+        load_model,
+        load_tokenizer,
+        load_weights,
+        merge,
+        optimize_for_inference,
+        save_model,
+    )
+    from wasi.models.plan import Plan
+    from wasi.planning import plan
 
 __version__ = "0.1.0"
 __all__ = ["Arena", "Plan", "create_model", "factorize", "generate", "get_num_threads", "linalg", "list_models", "load_llama",
            "load_model", "load_tokenizer", "load_weights", "merge", "ops", "optimize_for_inference", "plan", "save_model",
            "set_num_threads"]
+
+# Where the public names are. Each is imported when it is first asked for, so that `wasi --help` is quick.
+_HOMES = {"Arena": "_core", "get_num_threads": "_core", "set_num_threads": "_core", "Plan": "models.plan", "plan": "planning"}
+_MODULES = ("_core", "layers", "linalg", "models", "ops", "planning")
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return _importlib.import_module("wasi." + name)
+    if name not in __all__:
+        raise AttributeError(f"module 'wasi' has no attribute {name!r}")
+    value = getattr(_importlib.import_module("wasi." + _HOMES.get(name, "models")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__, *_MODULES})

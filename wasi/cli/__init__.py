@@ -1,11 +1,13 @@
-"""The `wasi` command: one module a subcommand, imported when it is asked for.
+"""The `wasi` command: one module a subcommand, imported when it runs, with `run(args)`, which returns the exit status.
 
-Each has DESCRIPTION, `add_arguments(parser)` and `run(args)`, which returns the exit status.
+What each takes is in `arguments`.
 """
 
 import argparse
 import importlib
 import sys
+
+from wasi.cli import arguments
 
 COMMANDS = {
     "compare": "train by several methods over several seeds: accuracy against memory and time",
@@ -26,27 +28,25 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def build_parser(argv):
-    """The parser for a command line, and the module of its command (None where it names none)."""
+    """The parser for a command line."""
     parser = argparse.ArgumentParser(prog="wasi", description="Fine-tune, train and run transformers on a CPU in little memory.")
     commands = parser.add_subparsers(dest="command", required=True)
-    module = None
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, formatter_class=_HelpFormatter)
         if argv[:1] == [name]:
-            module = importlib.import_module("wasi.cli." + name.replace("-", "_"))
-            command.description = module.DESCRIPTION
-            module.add_arguments(command)
-    return parser, module
+            add = getattr(arguments, name.replace("-", "_"))
+            command.description = add.__doc__
+            add(command)
+    return parser
 
 
 def main(argv=None):
     """Runs the command; returns its exit status. Errors in what the user gave are one line on stderr and status 2;
     Ctrl-C is status 130."""
     argv = sys.argv[1:] if argv is None else argv
-    parser, module = build_parser(argv)
-    args = parser.parse_args(argv)
+    args = build_parser(argv).parse_args(argv)
     try:
-        return module.run(args)
+        return importlib.import_module("wasi.cli." + args.command.replace("-", "_")).run(args)
     except (ValueError, OSError, ArithmeticError) as error:
         print(f"wasi {args.command}: {error}", file=sys.stderr)
         return 2

@@ -11,21 +11,8 @@ from wasi.reports import comparison_table, environment_text, environments, plot_
 from wasi.training.checkpoint import list_checkpoints
 from wasi.training.runlog import read_result, write_json
 
-DESCRIPTION = ("Trains by each method with each seed, each run in a process of its own, so that memory is measured apart. A seed "
-               "fixes the order of the images and all random numbers. Writes results.json, comparison.md and comparison.png: "
-               "accuracy against measured memory and time, mean and spread over seeds, Pareto front marked. Started again with "
-               "the same options, it goes on after the last finished run.")
 # Differences in these do not make another run.
 _FREE = ("command", "out", "quiet", "resume", "checkpoint_every", "keep")
-
-
-def add_arguments(parser):
-    parser.add_argument("--methods", default="dense,wsi", help=f"separated by commas, out of {', '.join(METHODS)}; a method may "
-                        "have options of its own, as in dense,wsi:rank=16,wsi:rank=32:lr=0.01")
-    parser.add_argument("--seeds", default="0", help="separated by commas")
-    options.add_training_options(parser)
-    parser.add_argument("--out", help="folder of the runs (default: runs/<time>)")
-    parser.add_argument("--plot-only", action="store_true", help="train nothing; read the runs in --out again")
 
 
 def run(args):
@@ -97,7 +84,7 @@ def words_of_run(args, method, seed, folder):
             raise ValueError(f"--methods: {method}: expected option=value with an option of wasi train, got {setting!r}")
         changes[key] = value
     words = options.words_of(args, methods=None, seeds=None, plot_only=None, **changes, method=name, seed=seed, out=folder)
-    options.check_options(build_parser(words)[0].parse_args(words), [name])  # argparse ends here at a bad value
+    options.check_options(build_parser(words).parse_args(words), [name])  # argparse ends here at a bad value
     return words
 
 
@@ -106,7 +93,7 @@ def check_settings(folder, words):
     if not (folder / "config.json").exists():
         return
     there = json.loads((folder / "config.json").read_text())["arguments"]
-    asked = vars(build_parser(words)[0].parse_args(words))
+    asked = vars(build_parser(words).parse_args(words))
     other = [f"{k} {there.get(k)!r}, not {v!r}" for k, v in asked.items() if k not in _FREE and there.get(k) != v]
     if other:
         raise ValueError(f"out: {folder} holds a run with other options ({'; '.join(other)}); name another folder")

@@ -8,22 +8,6 @@ from wasi.cli.texts import open_tokenizer
 from wasi.models import generate, load_llama, load_model
 from wasi.models.weights import TensorFile
 
-DESCRIPTION = "Continues a text by a decoder of the Llama architecture, from a cache of keys and values."
-
-
-def add_arguments(parser):
-    add = parser.add_argument
-    add("--weights", required=True, help="folder with config.json and safetensors, a safetensors file of wasi's own, or a "
-                                         "llama2.c checkpoint (.bin)")
-    add("--tokenizer", help="tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
-                           "beside the weights)")
-    add("--prompt", default="Once upon a time")
-    add("--tokens", type=int, default=100, help="new tokens at most")
-    add("--temperature", type=float, default=0.0, help="0: the most probable token each time")
-    add("--top-p", type=float, default=1.0, help="sample only among the fewest tokens that together are so probable")
-    add("--seed", type=int, default=0, help="of the sampling")
-    add("--threads", type=int, help="(default: all cores of this process)")
-
 
 def run(args):
     if args.threads:

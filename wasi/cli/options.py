@@ -8,77 +8,15 @@ from pathlib import Path
 
 from wasi.cli import texts
 from wasi.models import create_model
-from wasi.models.methods import FACTORED, METHODS, STARTS, MethodOptions
+from wasi.models.methods import FACTORED, METHODS, MethodOptions
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
 from wasi.training.loop import TrainConfig
 from wasi.training.ranks import RankAdaptation
 from wasi.training.runlog import read_csv
 
-TASKS = ("image-classification", "text-classification", "lm")
 # Methods whose factors the WSI step trains, and those whose subspace can be followed.
 WSI = ("wsi", "wasi", "qwasi")
 TRACKED = (*WSI, "wsi-dense", "svd")
-
-
-def add_training_options(parser):
-    """Adds what describes one training run besides its method, its seed and its folder."""
-    add = parser.add_argument
-    add("--task", choices=TASKS, default=TASKS[0])
-    add("--data", help="images: a folder, tar, tar.gz or npz (default: the shipped sign-language digits); text-classification: a "
-                       "folder with train.tsv and dev.tsv of lines sentence<TAB>label; lm: a text file")
-    add("--weights", help="to start from: a safetensors file with timm or torchvision names; for texts a folder with config.json "
-                          "and safetensors, or a llama2.c checkpoint (default: random)")
-    add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32; for texts "
-                        "llama_micro)")
-    add("--tokenizer", help="of texts: tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
-                            "beside the weights, bytes without any)")
-    add("--length", type=int, default=128, help="of texts: tokens a sample; longer sentences are cut")
-    add("--last-layers", type=int, help="of a decoder: train the last so many blocks only (default: all)")
-    add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
-    add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
-                                 "since random weights have no spectrum to choose by)")
-    add("--calibration", type=int, metavar="N", help="choose the start of the factors on N training batches; 0: plain SVD "
-                                                     "(default: 4 with --weights and for svd-llm, else 0)")
-    add("--start", choices=STARTS, help="of the factors: plain or whitened SVD of the weight, or, for qwasi, the gradient's "
-                                        "leading directions (default, calibrated: gradient for qwasi, else whitened)")
-    add("--bits", type=int, choices=(4, 8), help="of the frozen residual of qwasi and the frozen weights of qlora (default: 4)")
-    add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
-    add("--lora-rank", type=int, default=8, help="of the updates of svd-llm-lora; lora itself takes --rank")
-    add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as "
-                                   "0.5,0.5,64 (the default of asi, wasi and amc)")
-    add("--targets", help="layers to factor: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
-    add("--plan", help="JSON that `wasi plan` wrote: it decides ranks, bits, start, activation ranks, targets, batch size, "
-                       "micro-batch and optimiser")
-    add("--epochs", type=int, help="passes over the training set (default: 2 with --weights, else 30, of texts 10)")
-    add("--batch-size", type=int, help="(default: 32)")
-    add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
-    add("--recompute", action="store_true", help="keep block inputs alone and run each block again in backward: exact")
-    add("--saved-bits", type=int, choices=(8, 16), help="keep what blocks keep for backward in so many bits (default: exact)")
-    add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
-    add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
-    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
-    add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw, 0.001 for texts with --weights)")
-    add("--momentum", type=float, help="of sgd (default: 0.9)")
-    add("--weight-decay", type=float, help="(default: 0 for sgd, 0.05 for adamw)")
-    add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
-    add("--label-smoothing", type=float, help="(default: 0 with --weights and for texts, else 0.1)")
-    add("--schedule", choices=("constant", "cosine", "linear"), default="cosine")
-    add("--warmup", type=int, help="steps of linear warm-up (default: 10 with --weights, else 100)")
-    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
-    add("--limit", type=int, help="use at most this many training samples; images: evenly over the classes")
-    add("--limit-val", type=int, help="the same for validation")
-    add("--adapt-ranks", type=int, metavar="N", help="let the ranks of wsi, wasi and qwasi follow the spectrum of their factors: "
-        "every N steps a layer may shrink or grow (default: ranks stay)")
-    add("--grow", type=float, default=0.99, help="with --adapt-ranks: add directions where all but the last explain less")
-    add("--shrink", type=float, default=0.9999, help="with --adapt-ranks: drop what the others explain so much without")
-    add("--max-factor-bytes", type=int, help="with --adapt-ranks: most bytes of factors, their gradients and optimiser state "
-        "(default: those at the start)")
-    add("--track-subspaces", type=int, default=0, metavar="N", help="every N steps, log by what angles the subspaces of wsi, "
-        "wasi, qwasi, wsi-dense and svd have turned; 0: never")
-    add("--checkpoint-every", type=int, metavar="N", help="steps between checkpoints; 0: none (default: one at each epoch's end)")
-    add("--keep", type=int, default=2, metavar="N", help="checkpoints to keep beside that of the best epoch: the last N")
-    add("--threads", type=int, help="(default: all cores of this process)")
-    add("--quiet", action="store_true", help="no progress bar")
 
 
 def known_methods(names):

@@ -4,30 +4,11 @@ import numpy as np
 
 import wasi
 from wasi.cli import options
-from wasi.models.methods import METHODS, MethodOptions, apply_method
+from wasi.models.methods import MethodOptions, apply_method
 from wasi.profiling import Profile
 from wasi.training.memory import mib
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
-
-DESCRIPTION = "Times every kernel of a training step (or of inference) on random images, after one step to warm up."
-
-
-def add_arguments(parser):
-    add = parser.add_argument
-    add("--model", default="vit_tiny_patch16_224", help="architecture")
-    add("--weights", help="safetensors file with timm or torchvision names (default: random)")
-    add("--method", default="wsi", choices=METHODS)
-    add("--targets", default="all", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
-    add("--rank", type=int, help="of the factored layers (default: a quarter of the width)")
-    add("--batch-size", type=int, default=32)
-    add("--micro-batch", type=int, help="samples in flight at once")
-    add("--recompute", action="store_true", help="keep block inputs alone and run each block again in backward")
-    add("--saved-bits", type=int, choices=(8, 16), help="keep what blocks keep for backward in so many bits (default: exact)")
-    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
-    add("--steps", type=int, default=3)
-    add("--inference", action="store_true", help="forward passes instead of training steps")
-    add("--threads", type=int, help="(default: all cores of this process)")
 
 
 def run(args):

@@ -10,28 +10,15 @@ from pathlib import Path
 
 import wasi
 from wasi.cli import build_parser, options
-from wasi.models.methods import METHODS, apply_method
+from wasi.models.methods import apply_method
 from wasi.models.plan import Plan
 from wasi.training.checkpoint import list_checkpoints, newest_checkpoint
 from wasi.training.loop import train
 from wasi.training.memory import mib, release_freed, rss_bytes
 from wasi.training.runlog import RunFolder, environment, plot_curves, read_result, read_steps
 
-DESCRIPTION = ("Trains a model by each method on the same batches and prints accuracy, seconds a step and measured "
-               "peak memory. Without --data it uses the shipped sign-language digits. Ctrl-C writes a checkpoint and ends with "
-               "status 130; --resume goes on from there, bit for bit.")
 # A run that goes on may have others of these.
 _FREE = ("command", "out", "resume", "quiet", "threads", "data", "checkpoint_every", "keep")
-
-
-def add_arguments(parser):
-    parser.add_argument("--method", help=f"one or more of {', '.join(METHODS)}, separated by commas (default: dense,wsi; with "
-                        "--plan the plan's)")
-    options.add_training_options(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="run folder (default: runs/<time>)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its newest checkpoint, by the "
-                        "options that it was started with")
 
 
 def run(args):
@@ -76,7 +63,7 @@ def resume_one(args, out):
         config["arguments"], config["method"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"--resume: config.json of {str(out)!r} was not written by wasi train") from None
-    started, defaults = config["arguments"], vars(build_parser(["train"])[0].parse_args(["train"]))
+    started, defaults = config["arguments"], vars(build_parser(["train"]).parse_args(["train"]))
     given = {k: v for k, v in vars(args).items() if v != defaults[k]}
     other = [f"--{k.replace('_', '-')} {started.get(k, defaults[k])}, not {v}" for k, v in given.items()
              if k not in _FREE and v != started.get(k, defaults[k])]

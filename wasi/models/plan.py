@@ -14,12 +14,10 @@ from pathlib import Path
 from wasi.layers import ActivationCompression, ActivationPolicy
 from wasi.linalg.wsi import RULES
 from wasi.models.factorize import factorize, find_targets
-from wasi.models.methods import STARTS
+from wasi.names import MODES, PLANNED, STARTS
 
 FORMAT_VERSION = 1
 LARGEST_FILE = 8 * 2**20  # bytes: some ten thousand layers
-METHODS = ("dense", "asi", "wsi", "wasi", "qwasi")  # those that can be planned
-MODES = ("approximate", "exact")
 
 
 class PlanError(ValueError):
@@ -333,7 +331,7 @@ _LAYER_RULES = {
 
 _PLAN_RULES = {
     "format_version": _one_of(FORMAT_VERSION),
-    "method": _one_of(*METHODS),
+    "method": _one_of(*PLANNED),
     "mode": _one_of(*MODES),
     "model": (lambda v: isinstance(v, dict), "an object"),
     "optimizer": _one_of(*RULES),

@@ -15,8 +15,9 @@ from wasi import ops
 from wasi.layers import Mlp
 from wasi.linalg.wsi import MOMENTS
 from wasi.models.factorize import find_targets
-from wasi.models.methods import STARTS, default_start
-from wasi.models.plan import METHODS, MODES, LayerPlan, Plan, format_bytes, model_record, parse_bytes
+from wasi.models.methods import default_start
+from wasi.models.plan import LayerPlan, Plan, format_bytes, model_record, parse_bytes
+from wasi.names import MODES, PLANNED, STARTS
 from wasi.planning import cost
 from wasi.planning.cost import Choice, Site
 from wasi.planning.measure import GELU_ERROR, measure_errors
@@ -192,7 +193,7 @@ def _check(budget, target_error, method, mode, batch_size, micro_batch, recomput
         raise ValueError("budget_bytes, target_error: expected at least one of them")
     if target_error is not None and not (isinstance(target_error, int | float) and 0 < target_error < np.inf):
         raise ValueError(f"target_error: expected a number above 0, got {target_error!r}")
-    for name, value, allowed in (("method", method, METHODS), ("mode", mode, MODES), ("optimizer", optimizer, ("sgd", "adamw")),
+    for name, value, allowed in (("method", method, PLANNED), ("mode", mode, MODES), ("optimizer", optimizer, ("sgd", "adamw")),
                                  ("recompute", recompute, (True, False, "auto")),
                                  ("start", start, (None, *(s for s in STARTS if s != "gradient" or method == "qwasi")))):
         if value not in allowed:

@@ -1,0 +1,177 @@
+"""What each command takes: a function a command, which adds its options and whose docstring describes it.
+
+Nothing heavy is imported here, so that help and mistyped options are quick.
+"""
+
+from wasi.names import METHODS, MODES, PLANNED, STARTS, TASKS
+
+
+def add_training_options(parser):
+    """Adds what describes one training run besides its method, its seed and its folder."""
+    add = parser.add_argument
+    add("--task", choices=TASKS, default=TASKS[0])
+    add("--data", help="images: a folder, tar, tar.gz or npz (default: the shipped sign-language digits); text-classification: a "
+                       "folder with train.tsv and dev.tsv of lines sentence<TAB>label; lm: a text file")
+    add("--weights", help="to start from: a safetensors file with timm or torchvision names; for texts a folder with config.json "
+                          "and safetensors, or a llama2.c checkpoint (default: random)")
+    add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32; for texts "
+                        "llama_micro)")
+    add("--tokenizer", help="of texts: tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
+                            "beside the weights, bytes without any)")
+    add("--length", type=int, default=128, help="of texts: tokens a sample; longer sentences are cut")
+    add("--last-layers", type=int, help="of a decoder: train the last so many blocks only (default: all)")
+    add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
+    add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
+                                 "since random weights have no spectrum to choose by)")
+    add("--calibration", type=int, metavar="N", help="choose the start of the factors on N training batches; 0: plain SVD "
+                                                     "(default: 4 with --weights and for svd-llm, else 0)")
+    add("--start", choices=STARTS, help="of the factors: plain or whitened SVD of the weight, or, for qwasi, the gradient's "
+                                        "leading directions (default, calibrated: gradient for qwasi, else whitened)")
+    add("--bits", type=int, choices=(4, 8), help="of the frozen residual of qwasi and the frozen weights of qlora (default: 4)")
+    add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
+    add("--lora-rank", type=int, default=8, help="of the updates of svd-llm-lora; lora itself takes --rank")
+    add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as "
+                                   "0.5,0.5,64 (the default of asi, wasi and amc)")
+    add("--targets", help="layers to factor: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
+    add("--plan", help="JSON that `wasi plan` wrote: it decides ranks, bits, start, activation ranks, targets, batch size, "
+                       "micro-batch and optimiser")
+    add("--epochs", type=int, help="passes over the training set (default: 2 with --weights, else 30, of texts 10)")
+    add("--batch-size", type=int, help="(default: 32)")
+    add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
+    add_policy_options(parser)
+    add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
+    add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
+    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
+    add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw, 0.001 for texts with --weights)")
+    add("--momentum", type=float, help="of sgd (default: 0.9)")
+    add("--weight-decay", type=float, help="(default: 0 for sgd, 0.05 for adamw)")
+    add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
+    add("--label-smoothing", type=float, help="(default: 0 with --weights and for texts, else 0.1)")
+    add("--schedule", choices=("constant", "cosine", "linear"), default="cosine")
+    add("--warmup", type=int, help="steps of linear warm-up (default: 10 with --weights, else 100)")
+    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
+    add("--limit", type=int, help="use at most this many training samples; images: evenly over the classes")
+    add("--limit-val", type=int, help="the same for validation")
+    add("--adapt-ranks", type=int, metavar="N", help="let the ranks of wsi, wasi and qwasi follow the spectrum of their factors: "
+        "every N steps a layer may shrink or grow (default: ranks stay)")
+    add("--grow", type=float, default=0.99, help="with --adapt-ranks: add directions where all but the last explain less")
+    add("--shrink", type=float, default=0.9999, help="with --adapt-ranks: drop what the others explain so much without")
+    add("--max-factor-bytes", type=int, help="with --adapt-ranks: most bytes of factors, their gradients and optimiser state "
+        "(default: those at the start)")
+    add("--track-subspaces", type=int, default=0, metavar="N", help="every N steps, log by what angles the subspaces of wsi, "
+        "wasi, qwasi, wsi-dense and svd have turned; 0: never")
+    add("--checkpoint-every", type=int, metavar="N", help="steps between checkpoints; 0: none (default: one at each epoch's end)")
+    add("--keep", type=int, default=2, metavar="N", help="checkpoints to keep beside that of the best epoch: the last N")
+    add("--threads", type=int, help="(default: all cores of this process)")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def add_policy_options(parser):
+    """Adds what blocks keep for backward."""
+    add = parser.add_argument
+    add("--recompute", action="store_true", help="keep block inputs alone and run each block again in backward: exact")
+    add("--saved-bits", type=int, choices=(8, 16), help="keep what blocks keep for backward in so many bits (default: exact)")
+
+
+def compare(parser):
+    """Trains by each method with each seed, each run in a process of its own, so that memory is measured apart. A seed fixes
+    the order of the images and all random numbers. Writes results.json, comparison.md and comparison.png: accuracy against
+    measured memory and time, mean and spread over seeds, Pareto front marked. Started again with the same options, it goes
+    on after the last finished run.
+    """
+    parser.add_argument("--methods", default="dense,wsi", help=f"separated by commas, out of {', '.join(METHODS)}; a method may "
+                        "have options of its own, as in dense,wsi:rank=16,wsi:rank=32:lr=0.01")
+    parser.add_argument("--seeds", default="0", help="separated by commas")
+    add_training_options(parser)
+    parser.add_argument("--out", help="folder of the runs (default: runs/<time>)")
+    parser.add_argument("--plot-only", action="store_true", help="train nothing; read the runs in --out again")
+
+
+def generate(parser):
+    """Continues a text by a decoder of the Llama architecture, from a cache of keys and values."""
+    add = parser.add_argument
+    add("--weights", required=True, help="folder with config.json and safetensors, a safetensors file of wasi's own, or a "
+                                         "llama2.c checkpoint (.bin)")
+    add("--tokenizer", help="tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
+                           "beside the weights)")
+    add("--prompt", default="Once upon a time")
+    add("--tokens", type=int, default=100, help="new tokens at most")
+    add("--temperature", type=float, default=0.0, help="0: the most probable token each time")
+    add("--top-p", type=float, default=1.0, help="sample only among the fewest tokens that together are so probable")
+    add("--seed", type=int, default=0, help="of the sampling")
+    add("--threads", type=int, help="(default: all cores of this process)")
+
+
+def plan(parser):
+    """Measures on calibration images what each rank, residual and activation rank of each layer costs in accuracy, predicts
+    the memory of the whole training step, and picks the least error under --budget, or the least memory under --target-
+    error. `wasi train --plan` trains as planned and prints planned and measured peak side by side.
+    """
+    add = parser.add_argument
+    parser.set_defaults(task="image-classification")
+    add("--budget", help="memory for weights, gradients, optimiser, images, activations and scratch together, such as 64MiB")
+    add("--target-error", type=float, help="largest relative error; alone: the least memory that reaches it")
+    add("--method", choices=PLANNED, default="wasi")
+    add("--mode", choices=MODES, default="approximate", help="exact: activations are kept or recomputed, never compressed")
+    add("--data", help="image folder, tar, tar.gz or npz (default: the shipped sign-language digits)")
+    add("--weights", help="safetensors file with timm or torchvision names (default: random)")
+    add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32)")
+    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
+    add("--targets", help="layers to plan: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
+    add("--ranks", help="ranks to choose among, separated by commas (default: a grid of explained variances and of shares)")
+    add("--batch-size", type=int, help="of the training step (default: 32)")
+    add("--micro-batch", type=int, help="samples in flight at once (default: chosen)")
+    add("--recompute", choices=("auto", "yes", "no"), default="auto", help="run each block's forward again in backward")
+    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd with --weights, else adamw)")
+    add("--momentum", type=float, help="of sgd (default: 0.9)")
+    add("--calibration", type=int, default=2, metavar="N", help="batches of up to 16 training images to measure on")
+    add("--start", choices=STARTS, help="of the factors, as for wasi train")
+    add("--limit", type=int, help="as for wasi train")
+    add("--limit-val", type=int, help="as for wasi train")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, help="(default: all cores of this process)")
+    add("--out", default="plan.json", help="the plan")
+    add("--plot", help="PNG of bytes and error of every layer")
+
+
+def plot_ranks(parser):
+    """Draws ranks.png in a run folder that `wasi train --adapt-ranks N` wrote: the rank of each layer by step."""
+    parser.add_argument("folder", help="run folder of one method")
+
+
+def plot_subspaces(parser):
+    """Draws subspaces.png in a run folder that `wasi train --track-subspaces N` wrote: how far each factored layer's
+    subspace turns from its start, and from one record to the next.
+    """
+    parser.add_argument("folder", help="run folder of one method")
+
+
+def profile(parser):
+    """Times every kernel of a training step (or of inference) on random images, after one step to warm up."""
+    add = parser.add_argument
+    add("--model", default="vit_tiny_patch16_224", help="architecture")
+    add("--weights", help="safetensors file with timm or torchvision names (default: random)")
+    add("--method", default="wsi", choices=METHODS)
+    add("--targets", default="all", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
+    add("--rank", type=int, help="of the factored layers (default: a quarter of the width)")
+    add("--batch-size", type=int, default=32)
+    add("--micro-batch", type=int, help="samples in flight at once")
+    add_policy_options(parser)
+    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
+    add("--steps", type=int, default=3)
+    add("--inference", action="store_true", help="forward passes instead of training steps")
+    add("--threads", type=int, help="(default: all cores of this process)")
+
+
+def train(parser):
+    """Trains a model by each method on the same batches and prints accuracy, seconds a step and measured peak memory.
+    Without --data it uses the shipped sign-language digits. Ctrl-C writes a checkpoint and ends with status 130; --resume
+    goes on from there, bit for bit.
+    """
+    parser.add_argument("--method", help=f"one or more of {', '.join(METHODS)}, separated by commas (default: dense,wsi; with "
+                        "--plan the plan's)")
+    add_training_options(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", help="run folder (default: runs/<time>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its newest checkpoint, by the "
+                        "options that it was started with")
