@@ -53,15 +53,12 @@ def run_in_child(words, silent=False):
 
 
 def open_data(args):
-    """The training and the validation set of the task."""
-    return open_images(args) if args.task == "image-classification" else texts.open_texts(args)
-
-
-def open_images(args):
-    """The training and the validation set. A source without a validation or test split gives a fifth of its images."""
-    splits = open_splits(args.data) if args.data else sign_digits()
-    train_set = splits["train"]
-    val_set = splits.get("val") or splits.get("test")
+    """The training and the validation set of the task. A source without a validation or test split gives a fifth of its own."""
+    if args.task != "image-classification":
+        splits = texts.open_texts(args)
+    else:
+        splits = open_splits(args.data) if args.data else sign_digits()
+    train_set, val_set = splits["train"], splits.get("val") or splits.get("test")
     if val_set is None:
         train_set, val_set = train_set.split(0.8, args.seed)
     train_set = train_set.subset(args.limit, args.seed) if args.limit else train_set
@@ -195,15 +192,18 @@ def train_config(args, method):
     )
 
 
-def run_csv(folder, name, flag):
-    """The rows of a run folder's CSV file that a flag of `wasi train` asks for."""
+def draw_log(folder, name, flag, plot):
+    """Draws <name>.png of a run folder from the <name>.csv that a flag of `wasi train` asks for: plot(rows, path)."""
     try:
-        rows = read_csv(Path(folder) / name)
+        rows = read_csv(Path(folder) / f"{name}.csv")
     except FileNotFoundError:
-        raise FileNotFoundError(f"folder: expected a run folder with {name} ({flag}), got {folder!r}") from None
+        raise FileNotFoundError(f"folder: expected a run folder with {name}.csv ({flag}), got {folder!r}") from None
     if not rows:
-        raise ValueError(f"folder: {name} of {folder!r} has no rows yet")
-    return rows
+        raise ValueError(f"folder: {name}.csv of {folder!r} has no rows yet")
+    path = f"{folder}/{name}.png"
+    plot(rows, path)
+    print(f"written to {path}")
+    return 0
 
 
 def set_policy(args, model):

@@ -16,7 +16,7 @@ def run(args):
         raise ValueError(f"--calibration: expected at least 1 batch, got {args.calibration}")
     if not Path(args.out).resolve().parent.is_dir():
         raise ValueError(f"--out: expected a file in a folder that exists, got {args.out!r}")
-    train_set, _ = options.open_images(args)
+    train_set, _ = options.open_data(args)
     model = options.make_model(args, train_set.classes)
     batch_size = options.batch_size_of(args)
     loader = Loader(train_set, min(batch_size, 16, len(train_set)), Transform(model.config.img_size, train=True), shuffle=True,

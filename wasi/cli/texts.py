@@ -19,21 +19,12 @@ def open_tokenizer(name, weights):
 
 
 def open_texts(args):
-    """The training and the validation set. Sentences without a validation or test split give a fifth of theirs."""
+    """The data sets of the text tasks by split."""
     if not args.data:
         wanted = "a text file" if args.task == "lm" else "a folder with train.tsv"
         raise ValueError(f"--data: expected {wanted} for --task {args.task}, got none")
     tokenizer = open_tokenizer(args.tokenizer, args.weights)
-    if args.task == "lm":
-        splits = open_windows(args.data, tokenizer, args.length)
-    else:
-        splits = open_sentences(args.data, tokenizer, args.length)
-    train_set, val_set = splits["train"], splits.get("val") or splits.get("test")
-    if val_set is None:
-        train_set, val_set = train_set.split(0.8, args.seed)
-    train_set = train_set.subset(args.limit, args.seed) if args.limit else train_set
-    val_set = val_set.subset(args.limit_val, args.seed) if args.limit_val else val_set
-    return train_set, val_set
+    return (open_windows if args.task == "lm" else open_sentences)(args.data, tokenizer, args.length)
 
 
 def decoder_name(args):
