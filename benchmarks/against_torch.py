@@ -7,7 +7,7 @@ norm 1. Rows of PyTorch are the variants of rivals.py; rows of wasi factor all l
 singular vectors and singular values proportional to (i + 1)^-0.5; "wsi" and "wasi" keep 0.8 of the energy, "qwasi" has rank 64
 over a 4-bit residual. "exact" rows walk the batch in micro-batches and run blocks again in backward: the same gradient, less
 memory. "least" rows walk it in smaller ones, keep what blocks keep in 8 bits and sum gradients in bfloat16 (kept.py has the
-error).
+error). ", bf16" rows round the factors of products to bfloat16, as PyTorch's autocast does.
 
 GFLOP are those of the products that a row does (for PyTorch: of dense training without recomputation); their rate is given
 beside that of a large sgemm of wasi's on as many threads, taken before the rows. Integer products count as if in float32.
@@ -34,7 +34,9 @@ OURS = {
     "wasi qwasi, exact": {"method": "qwasi", "micro_batch": 8, "recompute": True},
     "wasi qwasi, least": {"method": "qwasi", "micro_batch": 4, "saved_bits": 8, "gradient_bits": 16},
 }
-INFERENCE = {"wasi dense, inference": "dense", "wasi wsi, inference": "wsi", "wasi qwasi, inference": "qwasi"}
+INFERENCE = {f"wasi {method}, inference": {"method": method} for method in ("dense", "wsi", "qwasi")}
+for table in (OURS, INFERENCE):
+    table.update({f"{name}, bf16": {**options, "precision": "bfloat16"} for name, options in table.items()})
 
 
 def sgemm_gflops(threads, n=2048, rounds=3):
@@ -60,7 +62,7 @@ def rows(args):
         if name in OURS:
             yield name, step.wasi_step, {**shape, **OURS[name]}, None
         else:
-            yield name, step.wasi_inference, {**shape, "method": INFERENCE[name]}, None
+            yield name, step.wasi_inference, {**shape, **INFERENCE[name]}, None
 
 
 COLUMNS = {

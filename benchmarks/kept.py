@@ -1,4 +1,4 @@
-"""What a training step keeps for backward: memory, time and the gradient's error under each ActivationPolicy.
+"""What a training step keeps for backward, and how it multiplies: memory, time and the gradient's error of each choice.
 
     python benchmarks/kept.py --out kept
 
@@ -25,6 +25,8 @@ POLICIES = {
     "8 bits": {"saved_bits": 8},
     "recomputed from the block's input": {"recompute": True},
     "recomputed from the input in 8 bits": {"recompute": True, "saved_bits": 8},
+    "float32, products in bfloat16": {"precision": "bfloat16"},
+    "8 bits, products in bfloat16": {"saved_bits": 8, "precision": "bfloat16"},
 }
 
 COLUMNS = {
@@ -53,6 +55,8 @@ def main():
     exact, records = None, {name: {"policy": name, "cpu_seconds_all": []} for name in POLICIES}
     for round_ in range(args.rounds + 1):
         for name, policy in POLICIES.items():
+            policy = dict(policy)
+            wasi.set_matmul_precision(policy.pop("precision", "float32"))
             model.set_policy(ActivationPolicy(**policy))
             model.zero_grad()
             arena, started = wasi.Arena(), time.process_time()

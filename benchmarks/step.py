@@ -39,8 +39,9 @@ def build(model_name, img_size, method, rank=None):
 
 
 def wasi_step(model_name, img_size, batch, method="dense", rank=None, micro_batch=None, recompute=False, gradient_bits=32,
-              saved_bits=None):
+              saved_bits=None, precision="float32"):
     """Set-up of a training step (SGD, clipping at norm 1); the step returns its loss, norm and arena figures."""
+    wasi.set_matmul_precision(precision)
     model = build(model_name, img_size, method, rank)
     if recompute or saved_bits:
         model.set_policy(ActivationPolicy(recompute=recompute, saved_bits=saved_bits))
@@ -63,8 +64,9 @@ def wasi_step(model_name, img_size, batch, method="dense", rank=None, micro_batc
     return step
 
 
-def wasi_inference(model_name, batch, img_size=None, method="dense", rank=None):
+def wasi_inference(model_name, batch, img_size=None, method="dense", rank=None, precision="float32"):
     """Set-up of a forward pass."""
+    wasi.set_matmul_precision(precision)
     model = build(model_name, img_size, method, rank)
     S = model.config.img_size
     images = np.random.default_rng(0).integers(0, 256, (batch, 3, S, S), np.uint8)

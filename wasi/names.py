@@ -20,6 +20,9 @@ METHODS = {
 FACTORED = ("wsi", "qwasi", "wasi", "wsi-dense", "svd", "svd-llm", "svd-llm-lora")
 STARTS = ("svd", "whitened", "gradient")
 
+# How linear layers multiply.
+PRECISIONS = ("float32", "bfloat16")
+
 # Those that can be planned, and how.
 PLANNED = ("dense", "asi", "wsi", "wasi", "qwasi")
 MODES = ("approximate", "exact")

@@ -1,6 +1,16 @@
 #include "bindings/tables.h"
 
+#include "kernels/bgemm.h"
 #include "kernels/linear.h"
+
+/* Scratch for products in bfloat16, or an empty block (*data NULL) where products are to be in float32. */
+static PyArrayObject *products_scratch(int n_threads, void **data)
+{
+    bool bfloat16 = wasi_bgemm_chosen();
+    PyArrayObject *work = wasi_new_scratch(bfloat16 ? wasi_bgemm_work(n_threads) : 0);
+    *data = work && bfloat16 ? WASI_DATA(work) : NULL;
+    return work;
+}
 
 static PyObject *linear_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
@@ -17,20 +27,23 @@ static PyObject *linear_forward(PyObject *self, PyObject *args, PyObject *kwargs
 
     npy_intp dims[WASI_MAX_DIMS];
     wasi_like_rows(&x, W.dim[0], dims);
-    PyArrayObject *y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, dims, "out");
-    if (y == NULL)
-        return NULL;
+    PyObject *result = NULL;
+    PyArrayObject *y = NULL, *work = NULL;
+    void *scratch;
     int n_threads = wasi_get_num_threads();
+    if ((y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, dims, "out")) == NULL ||
+        (work = products_scratch(n_threads, &scratch)) == NULL)
+        goto done;
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wasi_linear_forward(WASI_DATA(y), x.data, W.data, b.data, wasi_rows_of(&x), W.dim[0], W.dim[1],
+    status = wasi_linear_forward(WASI_DATA(y), x.data, W.data, b.data, wasi_rows_of(&x), W.dim[0], W.dim[1], scratch,
                                  n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(y);
-        return wasi_raise(status, "linear_forward");
-    }
-    return (PyObject *)y;
+    result = status == WASI_OK ? Py_NewRef(y) : wasi_raise(status, "linear_forward");
+done:
+    Py_XDECREF(y);
+    Py_XDECREF(work);
+    return result;
 }
 
 static PyObject *linear_backward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -60,20 +73,23 @@ static PyObject *linear_backward(PyObject *self, PyObject *args, PyObject *kwarg
 
     npy_intp dims[WASI_MAX_DIMS];
     wasi_like_rows(&dy, W.dim[1], dims);
-    PyArrayObject *dx = NULL;
-    if (need_dx && (dx = wasi_out_array(out_obj, NPY_FLOAT32, dy.ndim, dims, "out")) == NULL)
-        return NULL;
+    PyObject *result = NULL;
+    PyArrayObject *dx = NULL, *work = NULL;
+    void *scratch;
     int n_threads = wasi_get_num_threads();
+    if ((need_dx && (dx = wasi_out_array(out_obj, NPY_FLOAT32, dy.ndim, dims, "out")) == NULL) ||
+        (work = products_scratch(n_threads, &scratch)) == NULL)
+        goto done;
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
     status = wasi_linear_backward(dx ? WASI_DATA(dx) : NULL, dW.data, db.data, dy.data, x.data, W.data, M, W.dim[0],
-                                  W.dim[1], n_threads);
+                                  W.dim[1], scratch, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_XDECREF(dx);
-        return wasi_raise(status, "linear_backward");
-    }
-    return dx ? (PyObject *)dx : Py_NewRef(Py_None);
+    result = status == WASI_OK ? Py_NewRef(dx ? (PyObject *)dx : Py_None) : wasi_raise(status, "linear_backward");
+done:
+    Py_XDECREF(dx);
+    Py_XDECREF(work);
+    return result;
 }
 
 /* L (O x K), R (K x I) and what they say about each other. */
@@ -98,23 +114,25 @@ static PyObject *factored_forward(PyObject *self, PyObject *args, PyObject *kwar
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS];
-    PyArrayObject *y = NULL, *z = NULL;
+    PyArrayObject *y = NULL, *z = NULL, *work = NULL;
+    void *scratch;
+    int n_threads = wasi_get_num_threads();
     wasi_like_rows(&x, L.dim[0], dims);
     if ((y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, dims, "out")) == NULL)
         goto done;
     wasi_like_rows(&x, L.dim[1], dims);
-    if ((z = wasi_new_f32(x.ndim, dims)) == NULL)
+    if ((z = wasi_new_f32(x.ndim, dims)) == NULL || (work = products_scratch(n_threads, &scratch)) == NULL)
         goto done;
-    int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
     status = wasi_factored_forward(WASI_DATA(y), WASI_DATA(z), x.data, L.data, R.data, b.data, wasi_rows_of(&x),
-                                   L.dim[0], R.dim[1], L.dim[1], n_threads);
+                                   L.dim[0], R.dim[1], L.dim[1], scratch, n_threads);
     Py_END_ALLOW_THREADS
     result = status == WASI_OK ? PyTuple_Pack(2, y, z) : wasi_raise(status, "factored_forward");
 done:
     Py_XDECREF(y);
     Py_XDECREF(z);
+    Py_XDECREF(work);
     return result;
 }
 
@@ -148,28 +166,50 @@ static PyObject *factored_backward(PyObject *self, PyObject *args, PyObject *kwa
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS];
-    PyArrayObject *dx = NULL, *gl = NULL;
+    PyArrayObject *dx = NULL, *gl = NULL, *work = NULL;
+    void *scratch;
+    int n_threads = wasi_get_num_threads();
     wasi_like_rows(&dy, K, dims);
-    if ((gl = wasi_new_f32(dy.ndim, dims)) == NULL)
+    if ((gl = wasi_new_f32(dy.ndim, dims)) == NULL || (work = products_scratch(n_threads, &scratch)) == NULL)
         goto done;
     wasi_like_rows(&dy, I, dims);
     if (need_dx && (dx = wasi_out_array(out_obj, NPY_FLOAT32, dy.ndim, dims, "out")) == NULL)
         goto done;
-    int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
     status = wasi_factored_backward(dx ? WASI_DATA(dx) : NULL, WASI_DATA(gl), dL.data, dR.data, db.data, dy.data, x.data,
-                                    z.data, L.data, R.data, M, O, I, K, n_threads);
+                                    z.data, L.data, R.data, M, O, I, K, scratch, n_threads);
     Py_END_ALLOW_THREADS
     result = status == WASI_OK ? PyTuple_Pack(2, dx ? (PyObject *)dx : Py_None, gl)
                                : wasi_raise(status, "factored_backward");
 done:
     Py_XDECREF(dx);
     Py_XDECREF(gl);
+    Py_XDECREF(work);
     return result;
 }
 
+static PyObject *set_bfloat16_products(PyObject *self, PyObject *chosen)
+{
+    int truth = PyObject_IsTrue(chosen);
+    if (truth < 0)
+        return NULL;
+    if (truth && !wasi_bgemm_available()) {
+        PyErr_SetString(PyExc_ValueError, "this processor does not multiply bfloat16 numbers (AVX512-BF16)");
+        return NULL;
+    }
+    wasi_bgemm_choose(truth);
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_bfloat16_products(PyObject *self, PyObject *unused)
+{
+    return PyBool_FromLong(wasi_bgemm_chosen());
+}
+
 PyMethodDef wasi_linear_methods[] = {
+    {"set_bfloat16_products", set_bfloat16_products, METH_O, "set_bfloat16_products(chosen)"},
+    {"get_bfloat16_products", get_bfloat16_products, METH_NOARGS, "get_bfloat16_products()"},
     WASI_METHOD("linear_forward", linear_forward, "linear_forward(x, W, b=None, out=None) -> y"),
     WASI_METHOD("linear_backward", linear_backward,
                 "linear_backward(dy, x, W, dW=None, db=None, need_dx=True, out=None) -> dx"),

@@ -1,6 +1,7 @@
 #include "kernels/linear.h"
 
 #include "common/parallel.h"
+#include "kernels/bgemm.h"
 #include "kernels/gemm.h"
 #include "kernels/linear_simd.h"
 
@@ -36,34 +37,44 @@ static wasi_status sum_rows(float *db, const float *dy, wasi_int M, wasi_int O, 
     return wasi_parallel(n_threads, O, 64, sum_rows_part, &job);
 }
 
-wasi_status wasi_linear_forward(float *y, const float *x, const float *W, const float *b, wasi_int M, wasi_int O,
-                                wasi_int I, int n_threads)
+/* C (m x n) (+)= op(A) op(B) + b; b may be NULL. All matrices are whole: their rows lie side by side. */
+static wasi_status multiply(bool ta, bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, const float *B, const float *b,
+                            bool add, float *C, void *work, int n_threads)
 {
-    WASI_TRY(wasi_sgemm(false, true, M, O, I, 1, x, I, W, I, 0, y, O, n_threads));
-    return b ? add_bias(y, b, M, O, n_threads) : WASI_OK;
+    wasi_int lda = ta ? m : k, ldb = tb ? k : n;
+    if (work && wasi_bgemm_pays(m, n, k))
+        return wasi_bgemm(ta, tb, m, n, k, A, lda, B, ldb, b, add, C, n, work, n_threads);
+    WASI_TRY(wasi_sgemm(ta, tb, m, n, k, 1, A, lda, B, ldb, add, C, n, n_threads));
+    return b ? add_bias(C, b, m, n, n_threads) : WASI_OK;
+}
+
+wasi_status wasi_linear_forward(float *y, const float *x, const float *W, const float *b, wasi_int M, wasi_int O,
+                                wasi_int I, void *work, int n_threads)
+{
+    return multiply(false, true, M, O, I, x, W, b, false, y, work, n_threads);
 }
 
 wasi_status wasi_linear_backward(float *dx, float *dW, float *db, const float *dy, const float *x, const float *W,
-                                 wasi_int M, wasi_int O, wasi_int I, int n_threads)
+                                 wasi_int M, wasi_int O, wasi_int I, void *work, int n_threads)
 {
     if (dx)
-        WASI_TRY(wasi_sgemm(false, false, M, I, O, 1, dy, O, W, I, 0, dx, I, n_threads));
+        WASI_TRY(multiply(false, false, M, I, O, dy, W, NULL, false, dx, work, n_threads));
     if (dW)
-        WASI_TRY(wasi_sgemm(true, false, O, I, M, 1, dy, O, x, I, 1, dW, I, n_threads));
+        WASI_TRY(multiply(true, false, O, I, M, dy, x, NULL, true, dW, work, n_threads));
     return db ? sum_rows(db, dy, M, O, n_threads) : WASI_OK;
 }
 
 wasi_status wasi_factored_forward(float *y, float *z, const float *x, const float *L, const float *R, const float *b,
-                                  wasi_int M, wasi_int O, wasi_int I, wasi_int K, int n_threads)
+                                  wasi_int M, wasi_int O, wasi_int I, wasi_int K, void *work, int n_threads)
 {
-    WASI_TRY(wasi_linear_forward(z, x, R, NULL, M, K, I, n_threads));
-    return wasi_linear_forward(y, z, L, b, M, O, K, n_threads);
+    WASI_TRY(wasi_linear_forward(z, x, R, NULL, M, K, I, work, n_threads));
+    return wasi_linear_forward(y, z, L, b, M, O, K, work, n_threads);
 }
 
 wasi_status wasi_factored_backward(float *dx, float *gl, float *dL, float *dR, float *db, const float *dy,
                                    const float *x, const float *z, const float *L, const float *R, wasi_int M,
-                                   wasi_int O, wasi_int I, wasi_int K, int n_threads)
+                                   wasi_int O, wasi_int I, wasi_int K, void *work, int n_threads)
 {
-    WASI_TRY(wasi_linear_backward(gl, dL, db, dy, z, L, M, O, K, n_threads));
-    return wasi_linear_backward(dx, dR, NULL, gl, x, R, M, K, I, n_threads);
+    WASI_TRY(wasi_linear_backward(gl, dL, db, dy, z, L, M, O, K, work, n_threads));
+    return wasi_linear_backward(dx, dR, NULL, gl, x, R, M, K, I, work, n_threads);
 }

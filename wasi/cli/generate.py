@@ -3,15 +3,14 @@
 import sys
 from pathlib import Path
 
-import wasi
+from wasi.cli import options
 from wasi.cli.texts import open_tokenizer
 from wasi.models import generate, load_llama, load_model
 from wasi.models.weights import TensorFile
 
 
 def run(args):
-    if args.threads:
-        wasi.set_num_threads(args.threads)
+    options.set_machine(args)
     weights = Path(args.weights)
     model = open_decoder(weights)
     tokenizer = open_tokenizer(args.tokenizer, weights)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import wasi
 from wasi.cli import texts
 from wasi.models import create_model
 from wasi.models.methods import FACTORED, METHODS, MethodOptions
@@ -17,6 +18,13 @@ from wasi.training.runlog import read_csv
 # Methods whose factors the WSI step trains, and those whose subspace can be followed.
 WSI = ("wsi", "wasi", "qwasi")
 TRACKED = (*WSI, "wsi-dense", "svd")
+
+
+def set_machine(args):
+    """Applies what `add_machine_options` read."""
+    if args.threads:
+        wasi.set_num_threads(args.threads)
+    wasi.set_matmul_precision(args.precision)
 
 
 def known_methods(names):

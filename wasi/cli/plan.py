@@ -10,8 +10,7 @@ from wasi.training.data import Loader, Transform
 
 
 def run(args):
-    if args.threads:
-        wasi.set_num_threads(args.threads)
+    options.set_machine(args)
     if args.calibration < 1:
         raise ValueError(f"--calibration: expected at least 1 batch, got {args.calibration}")
     if not Path(args.out).resolve().parent.is_dir():

@@ -12,8 +12,7 @@ from wasi.training.step import accumulate_gradient
 
 
 def run(args):
-    if args.threads:
-        wasi.set_num_threads(args.threads)
+    options.set_machine(args)
     model = wasi.create_model(args.model, num_classes=10, img_size=args.img_size, weights=args.weights)
     if model.architecture == "llama":
         raise ValueError(f"--model: expected one that takes images, got {args.model}")

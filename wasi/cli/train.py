@@ -8,7 +8,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import wasi
 from wasi.cli import build_parser, options
 from wasi.models.methods import apply_method
 from wasi.models.plan import Plan
@@ -89,8 +88,7 @@ def train_one(args, method, out, plan=None, resume=False):
         plan = Plan.of_record(checkpoint.state["plan"])
     if plan is not None:
         options.follow_plan(args, plan)
-    if args.threads:
-        wasi.set_num_threads(args.threads)
+    options.set_machine(args)
     start_rss = rss_bytes()
     train_set, val_set = options.open_data(args)
     release_freed()

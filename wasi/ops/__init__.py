@@ -30,7 +30,14 @@ from wasi.ops.embed import (
     merge_patches_backward,
 )
 from wasi.ops.knapsack import Selection, knapsack
-from wasi.ops.linear import factored_linear, factored_linear_backward, linear, linear_backward
+from wasi.ops.linear import (
+    factored_linear,
+    factored_linear_backward,
+    get_matmul_precision,
+    linear,
+    linear_backward,
+    set_matmul_precision,
+)
 from wasi.ops.loss import cross_entropy
 from wasi.ops.norm import (
     add_layer_norm,
@@ -91,6 +98,7 @@ __all__ = [
     "gelu_backward",
     "gelu_decode_backward",
     "gelu_encode",
+    "get_matmul_precision",
     "knapsack",
     "layer_norm",
     "layer_norm_apply",
@@ -108,6 +116,7 @@ __all__ = [
     "rms_norm_backward",
     "rope",
     "scale_",
+    "set_matmul_precision",
     "sgd_update",
     "silu",
     "silu_backward",

@@ -218,7 +218,7 @@ class Checkpoint:
         p, there, here = self.progress, self.state["environment"], environment()
         lines = [f"not used: {problem}" for problem in self.skipped]
         lines.append(f"goes on after step {p.step}, in epoch {p.epoch}, from {self.path.name}")
-        other = [f"{k} {there.get(k)}, not {here[k]}" for k in ("threads", "isa", "blas", "numpy", "wasi")
+        other = [f"{k} {there.get(k)}, not {here[k]}" for k in ("threads", "matmul_precision", "isa", "blas", "numpy", "wasi")
                  if there.get(k) != here[k]]
         if other:
             lines.append(f"saved with {'; '.join(other)}: results may differ in rounding from those of an uninterrupted run")

@@ -128,6 +128,7 @@ def environment():
         "blas": wasi._core.blas_config(),
         "isa": wasi._core.get_isa(),
         "threads": wasi.get_num_threads(),
+        "matmul_precision": wasi.get_matmul_precision(),
         "machine": platform.machine(),
         "cpu": _cpu_model(),
     }
