@@ -5,48 +5,38 @@
 
 /* bfloat16 numbers travel as uint16 arrays of their bits. */
 
-static PyObject *bf16_round(PyObject *self, PyObject *args, PyObject *kwargs)
+/* x rounded to bfloat16, or expanded from it. */
+static PyObject *bf16_convert(PyObject *args, PyObject *kwargs, const char *format, const char *where, int expand)
 {
     static char *names[] = {"x", "out", NULL};
     PyObject *x_obj, *out_obj = Py_None;
     wasi_array x;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:bf16_round", names, &x_obj, &out_obj) ||
-        !wasi_need_f32(x_obj, -1, "x", &x))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &x_obj, &out_obj) ||
+        !wasi_need_array(x_obj, expand ? NPY_UINT16 : NPY_FLOAT32, -1, "x", &x))
         return NULL;
-    PyArrayObject *out = wasi_out_array(out_obj, NPY_UINT16, x.ndim, x.dim, "out");
+    PyArrayObject *out = wasi_out_array(out_obj, expand ? NPY_FLOAT32 : NPY_UINT16, x.ndim, x.dim, "out");
     if (out == NULL)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = wasi_bf16_round(WASI_DATA(out), x.data, x.size, n_threads);
+    status = expand ? wasi_bf16_expand(WASI_DATA(out), x.data, x.size, n_threads)
+                    : wasi_bf16_round(WASI_DATA(out), x.data, x.size, n_threads);
     Py_END_ALLOW_THREADS
     if (status == WASI_OK)
         return (PyObject *)out;
     Py_DECREF(out);
-    return wasi_raise(status, "bf16_round");
+    return wasi_raise(status, where);
+}
+
+static PyObject *bf16_round(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    return bf16_convert(args, kwargs, "O|O:bf16_round", "bf16_round", 0);
 }
 
 static PyObject *bf16_expand(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"x", "out", NULL};
-    PyObject *x_obj, *out_obj = Py_None;
-    wasi_array x;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:bf16_expand", names, &x_obj, &out_obj) ||
-        !wasi_need_array(x_obj, NPY_UINT16, -1, "x", &x))
-        return NULL;
-    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out");
-    if (out == NULL)
-        return NULL;
-    int n_threads = wasi_get_num_threads();
-    wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_bf16_expand(WASI_DATA(out), x.data, x.size, n_threads);
-    Py_END_ALLOW_THREADS
-    if (status == WASI_OK)
-        return (PyObject *)out;
-    Py_DECREF(out);
-    return wasi_raise(status, "bf16_expand");
+    return bf16_convert(args, kwargs, "O|O:bf16_expand", "bf16_expand", 1);
 }
 
 static PyObject *bf16_add_(PyObject *self, PyObject *args, PyObject *kwargs)

@@ -1,37 +1,17 @@
 #include "kernels/gelu.h"
 
 #include "common/parallel.h"
+#include "kernels/elementwise.h"
 #include "kernels/gelu_simd.h"
-
-typedef struct {
-    float *out;
-    const float *dy, *h;
-} some_job;
-
-static wasi_status forward_part(void *ctx, wasi_int begin, wasi_int end, int part)
-{
-    const some_job *job = ctx;
-    WASI_PICK(wasi_gelu_some)(job->out + begin, job->h + begin, end - begin);
-    return WASI_OK;
-}
 
 wasi_status wasi_gelu_forward(float *g, const float *h, wasi_int n, int n_threads)
 {
-    some_job job = {g, NULL, h};
-    return wasi_parallel(n_threads, n, wasi_grain(1), forward_part, &job);
-}
-
-static wasi_status backward_part(void *ctx, wasi_int begin, wasi_int end, int part)
-{
-    const some_job *job = ctx;
-    WASI_PICK(wasi_gelu_backward_some)(job->out + begin, job->dy + begin, job->h + begin, end - begin);
-    return WASI_OK;
+    return wasi_map(g, h, WASI_PICK(wasi_gelu_some), n, n_threads);
 }
 
 wasi_status wasi_gelu_backward(float *dh, const float *dy, const float *h, wasi_int n, int n_threads)
 {
-    some_job job = {dh, dy, h};
-    return wasi_parallel(n_threads, n, wasi_grain(1), backward_part, &job);
+    return wasi_map2(dh, dy, h, WASI_PICK(wasi_gelu_backward_some), n, n_threads);
 }
 
 typedef struct {

@@ -4,6 +4,7 @@
 
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "kernels/elementwise.h"
 #include "kernels/linalg_simd.h"
 #include "kernels/optim_simd.h"
 
@@ -96,24 +97,16 @@ wasi_status wasi_all_finite(const float *x, wasi_int n, int n_threads)
     return wasi_parallel(n_threads, n, CHUNK, finite_part, (void *)(uintptr_t)x);
 }
 
-typedef struct {
-    float *y;
-    const float *x1, *x2;
-    float a;
-} vector_job;
-
-static wasi_status add_part(void *ctx, wasi_int begin, wasi_int end, int part)
-{
-    const vector_job *g = ctx;
-    WASI_PICK(wasi_add_span)(g->y + begin, g->x1 + begin, g->x2 + begin, end - begin);
-    return WASI_OK;
-}
-
 wasi_status wasi_add(float *y, const float *x1, const float *x2, wasi_int n, int n_threads)
 {
-    vector_job g = {.y = y, .x1 = x1, .x2 = x2};
-    return wasi_parallel(n_threads, n, CHUNK, add_part, &g);
+    return wasi_map2(y, x1, x2, WASI_PICK(wasi_add_span), n, n_threads);
 }
+
+typedef struct {
+    float *y;
+    const float *x;
+    float a;
+} vector_job;
 
 static wasi_status scale_part(void *ctx, wasi_int begin, wasi_int end, int part)
 {
@@ -131,12 +124,12 @@ wasi_status wasi_scale(float *x, float a, wasi_int n, int n_threads)
 static wasi_status axpy_part(void *ctx, wasi_int begin, wasi_int end, int part)
 {
     const vector_job *g = ctx;
-    WASI_PICK(wasi_axpy_span)(g->y + begin, g->a, g->x1 + begin, end - begin);
+    WASI_PICK(wasi_axpy_span)(g->y + begin, g->a, g->x + begin, end - begin);
     return WASI_OK;
 }
 
 wasi_status wasi_axpy(float *y, float a, const float *x, wasi_int n, int n_threads)
 {
-    vector_job g = {.y = y, .x1 = x, .a = a};
+    vector_job g = {.y = y, .x = x, .a = a};
     return wasi_parallel(n_threads, n, CHUNK, axpy_part, &g);
 }

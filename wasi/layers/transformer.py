@@ -39,13 +39,13 @@ class _Packed(tuple):
 
 
 def _pack(saved, tokens, bits):
-    """What a module kept, its float32 arrays with a row for each of `tokens` (B, N) in fewer bits."""
+    """What a module kept, its float32 arrays with a row for each of `tokens` (B, N) in so many bits; None: as they are."""
     def pack(item):
         if not isinstance(item, np.ndarray) or item.dtype != np.float32 or item.shape[:-1] != tokens:
             return item
         return _Packed((ops.bf16_round(item),)) if bits == 16 else _Packed(ops.store_rows(item))
 
-    return saved and tuple(map(pack, saved))
+    return tuple(map(pack, saved)) if saved and bits else saved
 
 
 def _unpack(saved):
@@ -157,7 +157,7 @@ class Block(Module):
         """x (B, N, C) -> (B, N, C)."""
         bits = self.policy.saved_bits if train else None
         if train and self.policy.recompute:
-            self._saved = _pack((x,), x.shape[:-1], bits) if bits else (x,)
+            self._saved = _pack((x,), x.shape[:-1], bits)
             return self._run(x, train=False)
         y = self._run(x, train)
         if bits:
