@@ -63,6 +63,13 @@ def test_factored_within_the_rounding_of_its_factors(rng, n_threads, bfloat16):
         assert 1e-5 < relative_error(got, expected) < 2**-8
 
 
+def test_a_frozen_bfloat16_weight_multiplies_rounded_activations(rng, n_threads, bfloat16):
+    x, dy, W = float32s(rng, (40, 1100), (40, 1300), (1300, 1100))  # W takes two tiles
+    bits = ref_bf16.bf16_round(W)
+    assert_close(ops.bf16_linear(x, bits), rounded(x) @ rounded(W).T)
+    assert_close(ops.bf16_linear_backward(dy, bits), rounded(dy) @ rounded(W))
+
+
 def test_same_bits_for_the_same_thread_count_and_for_the_rows_alone(rng, n_threads, bfloat16):
     x, W = float32s(rng, (200, 64), (96, 64))
     y = ops.linear(x, W)

@@ -2,6 +2,7 @@
 
 #include "kernels/bf16.h"
 #include "kernels/bf16_linear.h"
+#include "kernels/bgemm.h"
 
 /* bfloat16 numbers travel as uint16 arrays of their bits. */
 
@@ -73,16 +74,17 @@ static PyObject *bf16_product(PyObject *args, PyObject *kwargs, const char *form
 
     npy_intp dims[WASI_MAX_DIMS];
     PyArrayObject *out = NULL, *work = NULL;
+    int n_threads = wasi_get_num_threads();
+    bool rounded = wasi_bgemm_chosen();
     wasi_like_rows(&in, W.dim[!forward], dims);
     if ((out = wasi_out_array(out_obj, NPY_FLOAT32, in.ndim, dims, "out")) == NULL ||
         !wasi_need_f32((PyObject *)out, -1, "out", &result_array) || !wasi_need_disjoint(&result_array, "out", &in, name) ||
-        (work = wasi_new_scratch(wasi_bf16_linear_work(W.dim[0], W.dim[1]))) == NULL)
+        (work = wasi_new_scratch(wasi_bf16_linear_work(W.dim[0], W.dim[1], rounded, n_threads))) == NULL)
         goto done;
-    int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
     status = (forward ? wasi_bf16_linear_forward : wasi_bf16_linear_backward)(
-        WASI_DATA(out), in.data, W.data, wasi_rows_of(&in), W.dim[0], W.dim[1], WASI_DATA(work), n_threads);
+        WASI_DATA(out), in.data, W.data, wasi_rows_of(&in), W.dim[0], W.dim[1], rounded, WASI_DATA(work), n_threads);
     Py_END_ALLOW_THREADS
     result = status == WASI_OK ? Py_NewRef(out) : wasi_raise(status, where);
 done:

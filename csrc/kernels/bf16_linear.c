@@ -4,6 +4,7 @@
 
 #include "common/scratch.h"
 #include "kernels/bf16.h"
+#include "kernels/bgemm.h"
 #include "kernels/gemm.h"
 
 static wasi_int tile_rows(wasi_int O, wasi_int I)
@@ -11,39 +12,58 @@ static wasi_int tile_rows(wasi_int O, wasi_int I)
     return WASI_MIN(O, WASI_MAX(1, WASI_BF16_TILE / WASI_MAX(1, I)));
 }
 
+static float *cut(wasi_scratch *scratch, void **products, wasi_int O, wasi_int I, bool rounded, int n_threads)
+{
+    float *tile = wasi_take(scratch, (size_t)tile_rows(O, I) * I * sizeof(float));
+    *products = rounded ? wasi_take(scratch, wasi_bgemm_work(n_threads)) : NULL;
+    return tile;
+}
+
+/* C (m x n, rows of ldc) (+)= A op(B). */
+static wasi_status multiply(bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, wasi_int lda, const float *B, wasi_int ldb,
+                            bool add, float *C, wasi_int ldc, void *products, int n_threads)
+{
+    if (products && wasi_bgemm_pays(m, n, k))
+        return wasi_bgemm(false, tb, m, n, k, A, lda, B, ldb, NULL, add, C, ldc, products, n_threads);
+    return wasi_sgemm(false, tb, m, n, k, 1, A, lda, B, ldb, add, C, ldc, n_threads);
+}
+
 wasi_status wasi_bf16_linear_forward(float *y, const float *x, const uint16_t *W, wasi_int M, wasi_int O, wasi_int I,
-                                     void *work, int n_threads)
+                                     bool rounded, void *work, int n_threads)
 {
     wasi_scratch scratch = wasi_scratch_on(work);
+    void *products;
+    float *tile = cut(&scratch, &products, O, I, rounded, n_threads);
     wasi_int T = tile_rows(O, I);
-    float *tile = wasi_take(&scratch, (size_t)T * I * sizeof(float));
     for (wasi_int o = 0; o < O; o += T) {
         wasi_int rows = WASI_MIN(T, O - o);
         WASI_TRY(wasi_bf16_expand(tile, W + o * I, rows * I, n_threads));
-        WASI_TRY(wasi_sgemm(false, true, M, rows, I, 1, x, I, tile, I, 0, y + o, O, n_threads));
+        WASI_TRY(multiply(true, M, rows, I, x, I, tile, I, false, y + o, O, products, n_threads));
     }
     return WASI_OK;
 }
 
 wasi_status wasi_bf16_linear_backward(float *dx, const float *dy, const uint16_t *W, wasi_int M, wasi_int O, wasi_int I,
-                                      void *work, int n_threads)
+                                      bool rounded, void *work, int n_threads)
 {
     wasi_scratch scratch = wasi_scratch_on(work);
+    void *products;
+    float *tile = cut(&scratch, &products, O, I, rounded, n_threads);
     wasi_int T = tile_rows(O, I);
-    float *tile = wasi_take(&scratch, (size_t)T * I * sizeof(float));
     if (O == 0)
         memset(dx, 0, (size_t)M * I * sizeof(float));
     for (wasi_int o = 0; o < O; o += T) {
         wasi_int rows = WASI_MIN(T, O - o);
         WASI_TRY(wasi_bf16_expand(tile, W + o * I, rows * I, n_threads));
-        WASI_TRY(wasi_sgemm(false, false, M, I, rows, 1, dy + o, O, tile, I, o > 0, dx, I, n_threads));
+        WASI_TRY(multiply(false, M, I, rows, dy + o, O, tile, I, o > 0, dx, I, products, n_threads));
     }
     return WASI_OK;
 }
 
-size_t wasi_bf16_linear_work(wasi_int O, wasi_int I)
+size_t wasi_bf16_linear_work(wasi_int O, wasi_int I, bool rounded, int n_threads)
 {
     wasi_scratch scratch = wasi_scratch_count();
-    wasi_take(&scratch, (size_t)tile_rows(O, I) * I * sizeof(float));
+    void *products;
+    cut(&scratch, &products, O, I, rounded, n_threads);
     return scratch.used;
 }
