@@ -7,7 +7,7 @@ import pytest
 from test_cli import OPTIONS, folder  # noqa: F401 (a fixture)
 
 from wasi.cli import compare, main
-from wasi.reports import comparison_table, pareto_front, plot_comparison, summarise_runs
+from wasi.reports import comparison_table, environments, pareto_front, plot_comparison, summarise_runs
 from wasi.training.checkpoint import list_checkpoints
 from wasi.training.runlog import read_steps
 
@@ -104,3 +104,8 @@ def test_summary_and_table_by_hand(tmp_path):
     assert b.endswith("| 1 | memory |") and first.count("|") == a.count("|")
     plot_comparison(rows, tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 10_000
+
+
+def test_equal_environments_are_one():
+    runs = {m: {s: {"environment": {"wasi": "1", "threads": n}} for s in (0, 1)} for m, n in (("a", 1), ("b", 2), ("c", 1))}
+    assert [e["threads"] for e in environments(runs)] == [1, 2]

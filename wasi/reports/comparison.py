@@ -2,6 +2,8 @@
 
 import statistics
 
+from wasi.drawing import ink, new_figure, save_png, series_style
+
 MIB = 2**20
 
 # Column: (its value in a run's result.json, its format).
@@ -71,8 +73,9 @@ def comparison_table(rows):
 def environments(runs):
     """The different environments of the runs (as `summarise_runs` takes them): one, or figures of them don't compare."""
     found = []
-    for by_seed in runs.values():
-        found += [r["environment"] for r in by_seed.values() if r["environment"] not in found]
+    for result in (r for by_seed in runs.values() for r in by_seed.values()):
+        if result["environment"] not in found:
+            found.append(result["environment"])
     return found
 
 
@@ -81,26 +84,27 @@ def environment_text(found):
     return "\n".join(f"wasi {e['wasi']}, {e['threads']} threads of {e['cpu']} ({e['isa']}), BLAS {e['blas']}" for e in found)
 
 
-def plot_comparison(rows, path):
-    """Draws accuracy against peak memory and against seconds a step into a PNG: means, bars from least to most over the seeds,
-    and the Pareto fronts as lines through ringed points."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw_accuracy_against(axes, rows, label):
+    """Draws the rows of `summarise_runs`: mean accuracy against "memory" or "time", bars from least to most over the seeds, and
+    the Pareto front as a line through ringed points."""
+    cost, text = {"memory": (MEMORY, "peak memory above start, MiB"), "time": (TIME, "seconds a step")}[label]
+    for i, row in enumerate(rows):
+        x, y = row[cost], row[ACCURACY]
+        bars = [[[v["mean"] - v["min"]], [v["max"] - v["mean"]]] for v in (x, y)]
+        axes.errorbar(x["mean"], y["mean"], xerr=bars[0], yerr=bars[1], label=row["method"], capsize=2, elinewidth=0.8,
+                      **{**series_style(i), "linestyle": "none", "markersize": 6})
+    front = sorted((row[cost]["mean"], row[ACCURACY]["mean"]) for row in rows if label in row["on_front"])
+    axes.plot(*zip(*front), color=ink(), linewidth=0.8, marker="o", markersize=12, fillstyle="none", label="Pareto front")
+    axes.margins(x=0.15, y=0.1)
+    axes.set(xlabel=text, ylabel="validation top-1 %, last epoch", title=f"Accuracy against {label}")
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, label, cost, text in zip(figure.subplots(1, 2, sharey=True), ("memory", "time"), (MEMORY, TIME),
-                                       ("peak memory above start, MiB", "seconds a step")):
-        for row in rows:
-            x, y = row[cost], row[ACCURACY]
-            bars = [[[v["mean"] - v["min"]], [v["max"] - v["mean"]]] for v in (x, y)]
-            axes.errorbar(x["mean"], y["mean"], xerr=bars[0], yerr=bars[1], marker="o", capsize=3, linestyle="none")
-            axes.annotate(row["method"], (x["mean"], y["mean"]), xytext=(6, 6), textcoords="offset points", fontsize=8)
-        front = sorted((row[cost]["mean"], row[ACCURACY]["mean"]) for row in rows if label in row["on_front"])
-        axes.plot(*zip(*front), color="black", linewidth=0.8, marker="o", markersize=12, fillstyle="none", label="Pareto front")
-        axes.set(xlabel=text, title=f"Accuracy against {label}")
-        axes.grid(alpha=0.3)
-        axes.margins(x=0.15, y=0.1)
-        axes.legend(loc="best")
-    figure.axes[0].set_ylabel("validation top-1 %, last epoch")
-    figure.savefig(path, dpi=120)
+
+def plot_comparison(rows, path):
+    """Draws accuracy against peak memory and against seconds a step into a PNG."""
+    with new_figure(11, 4.8, 1, 2, sharey=True) as (figure, ((left, right),)):
+        draw_accuracy_against(left, rows, "memory")
+        draw_accuracy_against(right, rows, "time")
+        right.set_ylabel("")
+        front, *methods = zip(*left.get_legend_handles_labels())  # lines come before points with bars
+        figure.legend(*zip(*methods, front), loc="outside lower center", ncols=5)
+        save_png(figure, path)

@@ -1,71 +1,98 @@
-"""Figures with a line a layer: ranks, and angles between subspaces, by step."""
+"""Figures with a line or a bar a layer: ranks, angles between subspaces, bytes."""
 
-import numpy as np
+from wasi.drawing import ink, layer_color, new_figure, save_png, series_style
 
 # Up to so many layers are named in a legend.
 NAMED = 12
+BYTES = {"trained_bytes": "trained weights", "frozen_bytes": "frozen weights", "gradient_bytes": "gradients",
+         "optimizer_bytes": "optimiser", "saved_bytes": "saved for backward"}
+AGAINST = {"start": "the subspace at the start", "previous": "the record before"}
 
 
-def _figure(n_rows, n_columns, size):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)
+def draw_lines(axes, lines, **style):
+    """Draws {layer: (steps, values)}, coloured from the first layer to the last."""
+    for i, (layer, (x, y)) in enumerate(lines.items()):
+        axes.plot(x, y, color=layer_color(i, len(lines)), label=layer, **{"linewidth": 1, **style})
 
 
-def _draw_lines(figure, axes, lines, **style):
-    """lines: {layer: (steps, values)}. Colours run from the first layer to the last."""
-    from matplotlib import colormaps
+def _explain_lines(figure, axes):
+    """One legend for the lines that all axes have in common, or a line of text where they are many."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= NAMED:
+        figure.legend(handles, labels, loc="outside right upper")
+    else:
+        figure.text(0.99, 0.01, f"{len(labels)} layers; colours run from the first to the last", ha="right", fontsize=8)
 
-    for color, (layer, (x, y)) in zip(colormaps["viridis"](np.linspace(0, 0.9, len(lines))), lines.items()):
-        axes.plot(x, y, color=color, label=layer, linewidth=1, **style)
-    axes.grid(alpha=0.3)
-    if len(lines) <= NAMED and not figure.legends:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    elif not figure.legends and not figure.texts:
-        figure.text(0.99, 0.01, f"{len(lines)} layers, the first dark, the last light", ha="right", fontsize=8)
+
+def draw_angles(axes, rows, against, value):
+    """Draws one number of the rows of subspaces.csv by step, a line a layer.
+
+    against: "start" or "previous". value: "mean" or "largest".
+    """
+    lines = {}
+    for row in rows:
+        if row["against"] == against:
+            x, y = lines.setdefault(row["layer"], ([], []))
+            x.append(int(row["step"]))
+            y.append(float(row[f"{value}_degrees"]))
+    draw_lines(axes, lines, marker="." if all(len(x) == 1 for x, _ in lines.values()) else "")
+    axes.set_ylim(0, None)
+    axes.set(xlabel="step", ylabel=f"{value} angle, degrees", title=f"{value.capitalize()} angle to {AGAINST[against]}")
 
 
 def plot_subspaces(rows, path):
     """Draws the rows of subspaces.csv into a PNG: mean and largest principal angle of each layer's basis, against its start and
     against the record before."""
-    figure, grid = _figure(2, 2, (12, 7))
-    for column, against in enumerate(("start", "previous")):
-        for axes, value in zip(grid[:, column], ("mean", "largest")):
-            lines = {}
-            for row in rows:
-                if row["against"] == against:
-                    x, y = lines.setdefault(row["layer"], ([], []))
-                    x.append(int(row["step"]))
-                    y.append(float(row[f"{value}_degrees"]))
-            _draw_lines(figure, axes, lines)
-            axes.set_ylim(0, None)
-            axes.set_ylabel(f"{value} angle, degrees")
-        grid[0, column].set_title("Angle to the subspace at the start" if against == "start" else "Angle to the record before")
-        grid[1, column].set_xlabel("step")
-    figure.savefig(path, dpi=120)
+    with new_figure(12, 7, 2, 2, sharex=True) as (figure, grid):
+        for column, against in zip(grid.T, AGAINST):
+            for axes, value in zip(column, ("mean", "largest")):
+                draw_angles(axes, rows, against, value)
+        _explain_lines(figure, grid[0, 0])
+        save_png(figure, path)
 
 
-def plot_ranks(rows, path):
-    """Draws the rows of ranks.csv into a PNG: each layer's rank, and the sum of all, by step."""
-    figure, grid = _figure(1, 2, (12, 4.5))
-    last, lines, total, ranks = max(int(r["step"]) for r in rows), {}, ([], []), {}
+def draw_ranks(axes, rows):
+    """Draws the rows of ranks.csv: each layer's rank by step."""
+    last, lines = max(int(r["step"]) for r in rows), {}
     for row in rows:
         x, y = lines.setdefault(row["layer"], ([], []))
         x.append(int(row["step"]))
         y.append(int(row["rank"]))
-        ranks[row["layer"]] = int(row["rank"])
-        total[0].append(int(row["step"]))
-        total[1].append(sum(ranks.values()))
     for x, y in lines.values():
         x.append(last)
         y.append(y[-1])
-    _draw_lines(figure, grid[0, 0], lines, drawstyle="steps-post")
-    grid[0, 0].set(xlabel="step", ylabel="rank", title="Rank of each layer")
-    start = len(lines) - 1  # the first rows are the ranks at the start, a row a layer
-    grid[0, 1].plot(total[0][start:], total[1][start:], drawstyle="steps-post", color="black")
-    grid[0, 1].set(xlabel="step", ylabel="sum of ranks", title="All layers")
-    grid[0, 1].grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    draw_lines(axes, lines, drawstyle="steps-post")
+    axes.set(xlabel="step", ylabel="rank", title="Rank of each layer")
+
+
+def draw_total_rank(axes, rows):
+    """Draws the rows of ranks.csv: the sum of all layers' ranks by step."""
+    ranks, total = {}, {}
+    for row in rows:
+        ranks[row["layer"]] = int(row["rank"])
+        total[int(row["step"])] = sum(ranks.values())
+    axes.plot(list(total), list(total.values()), drawstyle="steps-post", color=ink())
+    axes.set(xlabel="step", ylabel="sum of ranks", title="All layers")
+
+
+def plot_ranks(rows, path):
+    """Draws the rows of ranks.csv into a PNG: each layer's rank, and the sum of all, by step."""
+    with new_figure(12, 4.5, 1, 2) as (figure, ((left, right),)):
+        draw_ranks(left, rows)
+        draw_total_rank(right, rows)
+        _explain_lines(figure, left)
+        save_png(figure, path)
+
+
+def draw_bytes(axes, names, rows):
+    """Draws bytes by kind as stacked bars. names: of the bars; rows: a dict each, with the keys of BYTES."""
+    base = [0.0] * len(rows)
+    for i, (key, label) in enumerate(BYTES.items()):
+        heights = [row[key] / 2**20 for row in rows]
+        if any(heights):
+            axes.bar(range(len(rows)), heights, bottom=base, label=label, color=series_style(i)["color"], width=0.8)
+        base = [b + h for b, h in zip(base, heights)]
+    axes.set_xticks(range(len(rows)), names, rotation=90, fontsize=7)
+    axes.grid(False, axis="x")
+    axes.set(ylabel="MiB", title="Where the bytes are")
+    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)

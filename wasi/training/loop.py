@@ -254,6 +254,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
                     "epoch": run.epoch, "train_loss": run.loss_sum / run.n, "train_accuracy": run.n_correct / run.n,
                     "val_loss": val.loss, "val_accuracy": val.accuracy, "seconds": time.perf_counter() - epoch_start})
                 epoch_start = time.perf_counter()
+                if folder:
+                    folder.write_json("epochs.json", run.records)
                 if saving and (config.checkpoint_every is None or is_best):
                     save()
         except _Abandoned:

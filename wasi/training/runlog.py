@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import wasi
+from wasi.drawing import new_figure, save_png, series_style
 
 STEP_FIELDS = ("step", "epoch", "lr", "loss", "accuracy", "grad_norm", "seconds", "peak_rss_mib", "rss_mib",
                "counted_mib")  # the last two: resident after the step; the most that arrays took at once so far
@@ -159,25 +160,29 @@ def read_steps(path):
     return {field: np.array([float(row.get(field) or "nan") for row in rows]) for field in STEP_FIELDS}
 
 
+def draw_loss(axes, runs):
+    """Draws training loss by step, smoothed over a fiftieth of the run. runs: as `plot_curves` takes them."""
+    for i, (label, (steps, _)) in enumerate(runs.items()):
+        width = max(1, len(steps["loss"]) // 50)
+        smooth = np.convolve(steps["loss"], np.ones(width) / width, mode="valid")
+        axes.plot(steps["step"][width - 1 :], smooth, label=label, **{**series_style(i), "marker": ""})
+    axes.set(xlabel="step", ylabel="training loss", title="Loss")
+
+
+def draw_accuracy(axes, runs):
+    """Draws validation accuracy by epoch. runs: as `plot_curves` takes them."""
+    for i, (label, (_, epochs)) in enumerate(runs.items()):
+        axes.plot([e["epoch"] for e in epochs], [100 * e["val_accuracy"] for e in epochs], label=label, **series_style(i))
+    axes.set(xlabel="epoch", ylabel="top-1 %", title="Validation accuracy")
+
+
 def plot_curves(runs, path):
     """Draws loss by step and accuracy by epoch of several runs into a PNG.
 
     runs: {label: (columns of read_steps, list of epoch records)}.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
-    for label, (steps, epochs) in runs.items():
-        width = max(1, len(steps["loss"]) // 50)
-        smooth = np.convolve(steps["loss"], np.ones(width) / width, mode="valid")
-        loss_axes.plot(steps["step"][width - 1 :], smooth, label=label)
-        accuracy_axes.plot([e["epoch"] for e in epochs], [100 * e["val_accuracy"] for e in epochs], marker="o", label=label)
-    loss_axes.set(xlabel="step", ylabel="training loss", title="Loss")
-    accuracy_axes.set(xlabel="epoch", ylabel="top-1 %", title="Validation accuracy")
-    for axes in (loss_axes, accuracy_axes):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=120)
+    with new_figure(10, 4, 1, 2) as (figure, ((left, right),)):
+        draw_loss(left, runs)
+        draw_accuracy(right, runs)
+        right.legend()
+        save_png(figure, path)
