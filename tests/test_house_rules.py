@@ -13,7 +13,7 @@ C_SOURCES = sorted((ROOT / "csrc").glob("*/*.[ch]"))
 PYTHON_SOURCES = sorted((ROOT / "wasi").rglob("*.py"))
 
 # A package may import those to its right (docs/developing.md).
-ORDER = ["cli", "reports", "training", "planning", "models", "layers", "linalg", "ops", "reference", "_core"]
+ORDER = ["torch", "cli", "reports", "training", "planning", "models", "layers", "linalg", "ops", "reference", "_core"]
 SIBLINGS = {("training", "planning"), ("planning", "training")}
 
 

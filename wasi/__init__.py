@@ -56,7 +56,7 @@ _MODULES = ("_core", "layers", "linalg", "models", "ops", "planning")
 
 
 def __getattr__(name):
-    if name in _MODULES:
+    if name in _MODULES or name == "torch":  # which needs PyTorch, so that dir() does not list it
         return _importlib.import_module("wasi." + name)
     if name not in __all__:
         raise AttributeError(f"module 'wasi' has no attribute {name!r}")

@@ -44,11 +44,16 @@ def find_targets(model, target_modules, exclude_modules=()):
 
     Raises ValueError for a target that matches nothing.
     """
+    linears = [name for name, module in model.named_modules() if isinstance(module, Linear) and module.weight.trainable]
+    return match_targets(linears, target_modules, exclude_modules)
+
+
+def match_targets(linears, target_modules, exclude_modules=()):
+    """Those of the names `linears` that `find_targets` takes."""
     def matches(name, targets):
         return [t for t in targets
                 if any(name == tail or name.endswith("." + tail) for tail in TARGET_GROUPS.get(t, (t,)))]
 
-    linears = [name for name, module in model.named_modules() if isinstance(module, Linear) and module.weight.trainable]
     found = [name for name in linears if matches(name, target_modules)]
     used = {t for name in linears for t in matches(name, target_modules)}
     missing = [t for t in target_modules if t not in used]
@@ -131,6 +136,21 @@ def gradient_factors(W, G, **keep):
     return U, gradient_scale(W) * Vt, _share(S, G)
 
 
+def starting_factors(W, covariance=None, gradient=None, **keep):
+    """Factors of W (O, I): in the leading directions of its gradient, or a truncated SVD, whitened or plain.
+
+    covariance: of its inputs, E[x' x]; keep: rank or variance.
+    Returns L (O, K), R (K, I) and the share kept of the squared singular values.
+    """
+    if gradient is not None:
+        return gradient_factors(W, gradient, **keep)
+    if covariance is None:
+        U, s, Vt = linalg.truncated_svd(W, **keep)
+        return U, s[:, None] * Vt, _share(s, W)
+    L, R, s = linalg.whitened_svd(W, covariance, **keep)
+    return L, R, float((s[: L.shape[1]].astype(float) ** 2).sum() / (s.astype(float) ** 2).sum())
+
+
 def gradient_scale(W):
     """The root mean square singular value of W."""
     return np.float32(np.linalg.norm(W) / min(W.shape) ** 0.5)
@@ -172,7 +192,7 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     names = find_targets(model, target_modules, exclude_modules)
     ranks = ranks_by_name(names, rank, rank_pattern)
     for name in names:
-        _check_rank(name, model.get_module(name), ranks[name])
+        check_rank(name, model.get_module(name), ranks[name])
     if rank is None and not 0 < variance <= 1:
         raise ValueError(f"variance: expected a share in (0, 1], got {variance}")
     if gradients is not None and residual_bits is None:
@@ -186,14 +206,7 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
         layer = model.get_module(name)
         W = layer.weight.data
         keep = {"variance": variance} if ranks[name] is None else {"rank": ranks[name]}
-        if gradients is not None:
-            L, R, kept = gradient_factors(W, slopes.pop(name), **keep)
-        elif whiten is None:
-            U, s, Vt = linalg.truncated_svd(W, **keep)
-            L, R, kept = U, s[:, None] * Vt, _share(s, W)
-        else:
-            L, R, s = linalg.whitened_svd(W, covariances.pop(name), **keep)
-            kept = float((s[: L.shape[1]].astype(float) ** 2).sum() / (s.astype(float) ** 2).sum())
+        L, R, kept = starting_factors(W, covariances.pop(name, None), slopes.pop(name, None), **keep)
         residual = ops.quantize_residual(W - L @ R, residual_bits) if residual_bits is not None else None
         model.set_module(name, FactoredLinear(L, R, layer.bias and layer.bias.data, residual))
         done.append(FactorizedLayer(name, *W.shape, L.shape[1], kept))
@@ -212,7 +225,8 @@ def ranks_by_name(names, rank, rank_pattern=None):
     return {name: pattern.get(name, rank) for name in names}
 
 
-def _check_rank(name, layer, rank):
+def check_rank(name, layer, rank):
+    """Raises ValueError for a rank that the layer cannot have; None is any."""
     largest = min(layer.out_features, layer.in_features)
     if rank is not None and not 1 <= rank <= largest:
         raise ValueError(f"rank: expected 1 to {largest} for {name} ({layer.out_features} x {layer.in_features}), got {rank}")
