@@ -6,7 +6,9 @@
 
 extern PyMethodDef wasi_activation_methods[];
 extern PyMethodDef wasi_attention_methods[];
+extern PyMethodDef wasi_batchnorm_methods[];
 extern PyMethodDef wasi_bf16_methods[];
+extern PyMethodDef wasi_conv_methods[];
 extern PyMethodDef wasi_decoder_methods[];
 extern PyMethodDef wasi_embed_methods[];
 extern PyMethodDef wasi_knapsack_methods[];

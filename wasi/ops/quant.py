@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wasi import _core
+from wasi.ops.convolution import fold, image_tiles, unfold
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +62,11 @@ def dequantize_residual(Q):
     return _core.dequantize(Q.codes, Q.s, Q.r, Q.c, Q.group)
 
 
-def quant_linear(x, Q, b=None, out=None, add=False, exact=False):
+def quant_linear(x, Q, b=None, out=None, add=False, exact=False, window=None):
     """Linear layer with a quantised weight, y = x Q' + b.
 
     Parameters: x (..., I), b (O,) or None, out (..., O) or None, float32; add: add to what `out` holds;
-    exact: leave the activations in float32, slower (for gradient checks).
+    exact: leave the activations in float32, slower (for gradient checks); window: of a convolution of x (B, H, W, C), or None.
     Returns y (..., O), which is `out` where that is given. A token with NaN or Inf gives a row of NaN.
     Raises TypeError or ValueError naming the argument that does not fit.
 
@@ -74,9 +75,29 @@ def quant_linear(x, Q, b=None, out=None, add=False, exact=False):
     >>> bool(np.allclose(quant_linear(np.arange(32, dtype=np.float32), Q), np.arange(32), atol=31 / 255))
     True
     """
-    return _core.quant_forward(x, Q.codes, Q.s, Q.r, Q.c, Q.group, b, out, add, exact)
+    if window is None:
+        return _core.quant_forward(x, Q.codes, Q.s, Q.r, Q.c, Q.group, b, out, add, exact)
+    if out is None:
+        out = np.empty((len(x), *window.grid(*x.shape[1:3]), Q.r.size), np.float32)
+    for part in image_tiles(x.shape, window):
+        _core.quant_forward(unfold(x[part], window), Q.codes, Q.s, Q.r, Q.c, Q.group, b, out[part], add, exact)
+    return out
 
 
-def quant_linear_backward(dy, Q, out=None, add=False, exact=False):
-    """Gradient of `quant_linear`: returns dx = dy Q (..., I), added to `out` with `add`. Q is frozen: no dQ."""
-    return _core.quant_backward(dy, Q.codes, Q.s, Q.r, Q.c, Q.group, out, add, exact)
+def quant_linear_backward(dy, Q, out=None, add=False, exact=False, window=None, size=None):
+    """Gradient of `quant_linear`: returns dx = dy Q (..., I), added to `out` with `add`. Q is frozen: no dQ.
+
+    size: (H, W) of x, needed with a window.
+    """
+    if window is None:
+        return _core.quant_backward(dy, Q.codes, Q.s, Q.r, Q.c, Q.group, out, add, exact)
+    shape = (len(dy), *size, Q.c.size // window.taps)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    for part in image_tiles(shape, window):
+        dp = _core.quant_backward(dy[part], Q.codes, Q.s, Q.r, Q.c, Q.group, None, False, exact)
+        if add:
+            out[part] += fold(dp, size, window)
+        else:
+            fold(dp, size, window, out[part])
+    return out
