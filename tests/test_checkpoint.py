@@ -116,7 +116,7 @@ def test_every_method_goes_on_bit_for_bit(tmp_path, method, options):
     ("qwasi", {"activation_ranks": (0.5, 0.5, 8)}, {}),
     ("qwasi", {"bits": 8}, {"track_subspaces": 1}),
     ("asi", {}, {"micro_batch": 5}),
-    ("wasi", {}, {"gradient_bits": 16, "micro_batch": 4}),
+    ("wasi", {}, {"gradient_bits": 16, "state_bits": 16, "micro_batch": 4}),
     ("dense", {}, {"layerwise": True, "clip_norm": None}),
     ("wsi-dense", {"activation_ranks": (0.5, 1.0, 8)}, {"track_subspaces": 2}),
 ], ids=["growth", "shrinkage", "qwasi-asi", "eight-bits", "micro-batch", "packed", "layerwise", "published"])

@@ -182,7 +182,7 @@ def test_the_policy_shrinks_and_grows_within_the_bytes():
         controller.update()
         assert controller.factor_bytes <= before
     assert all(np.abs(m.L.data.T @ m.L.data - np.eye(m.rank)).max() < 1e-5 for m in layers)
-    plain = sum(a.nbytes for _, state in optimizer._plain.values() for a in state)
+    plain = sum(p.data.nbytes for p, _ in optimizer._plain.values())
     assert optimizer.state_bytes == sum(4 * m.rank * 160 for m in layers) + plain
 
 

@@ -190,6 +190,51 @@ def test_packed_gradients_are_half_as_large_and_steer_the_same_way(method):
         assert relative_error(packed, exact) < 0.01, name
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_packed_momentum_is_half_as_large_and_steers_the_same_way(kind):
+    """Rounded after each of ten steps, momentum moves every matrix as in float32, within 1 %; a change of rank takes it along."""
+    updates, sizes = [], []
+    for bits in (32, 16):
+        model = apply_method(small_model(), "wsi", MethodOptions(("mlp",), rank=8), verbose=False)
+        before = [(f"{name}", m.merged_weight() if name.endswith(("fc1", "fc2")) else m.weight.data.copy())
+                  for name, m in model.named_modules() if name.endswith(("qkv", "proj", "fc1", "fc2"))]
+        optimizer = Optimizer(model, kind, momentum=0.9, clip_norm=1.0, state_bits=bits)
+        for images, labels in Batches(10):
+            accumulate_gradient(model, images, labels)
+            optimizer.step(0.01 if kind == "sgd" else 0.001)
+        sizes.append(sum(a.nbytes for name, a in optimizer._state_arrays().items()
+                         if a.ndim == 2 and name.rpartition(".")[2][0] == "m"))
+        updates.append([(model.get_module(name).merged_weight() if name.endswith(("fc1", "fc2"))
+                         else model.get_module(name).weight.data) - W for name, W in before])
+    assert sizes[1] == sizes[0] / 2 > 0
+    for (name, _), exact, packed in zip(before, *updates):
+        assert relative_error(packed, exact) < 0.01, name
+    name = next(iter(optimizer.factored))
+    optimizer.shrink(name, 6)
+    optimizer.grow(name, np.eye(128, dtype=np.float32)[:, :1])
+    arrays = optimizer.factored[name][1].arrays
+    assert {a.dtype for part, a in arrays.items() if part[0] == "m"} == {np.dtype(np.uint16)}
+    accumulate_gradient(model, images, labels)
+    optimizer.step(0.001)
+    assert optimizer.factored[name][0].rank == 7 == len(arrays["mA"])
+
+
+def test_a_step_that_fails_leaves_packed_momentum_as_it_was():
+    model = wasi.factorize(small_model(), rank=4, verbose=False)
+    optimizer = Optimizer(model, "sgd", momentum=0.9, state_bits=16)
+    for _ in range(2):
+        accumulate_gradient(model, *next(iter(Batches())))
+        if optimizer.n_steps:
+            state = optimizer.factored["blocks.0.mlp.fc1"][1]
+            before = {name: a.copy() for name, a in state.arrays.items()}
+            model.blocks[0].mlp.fc1.R.data[1] = model.blocks[0].mlp.fc1.R.data[0] * (1 + 1e-7)
+            with pytest.raises(ArithmeticError):
+                optimizer.step(0.1)
+            assert all(np.array_equal(before[name], a) and a.dtype == np.uint16 for name, a in state.arrays.items())
+        else:
+            optimizer.step(0.1)
+
+
 def test_whitened_start_loses_less_on_the_layers_outputs(rng):
     """At equal rank the whitened factors reproduce the model's logits better on inputs with a decaying spectrum."""
     images = np.concatenate([b for b, _ in Batches(4, 32)])
@@ -226,6 +271,8 @@ def test_bad_options_are_refused_by_name():
         Optimizer(small_model(), clip_norm=0)
     with pytest.raises(ValueError, match="gradient_bits: expected 16 or 32, got 8"):
         Optimizer(small_model(), gradient_bits=8)
+    with pytest.raises(ValueError, match="state_bits: expected 16 or 32, got 8"):
+        Optimizer(small_model(), state_bits=8)
     with pytest.raises(ValueError, match="clip_norm: expected None with layerwise"):
         Optimizer(small_model(), clip_norm=1.0, layerwise=True)
     with pytest.raises(ValueError, match="micro_batch: expected None with layerwise"):

@@ -47,6 +47,7 @@ def add_training_options(parser):
     add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
     add_policy_options(parser)
     add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
+    add("--state-bits", type=int, choices=(16, 32), default=32, help="of momentum and AdamW's first moments; 16: bfloat16")
     add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
     add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
     add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw, 0.001 for texts with --weights)")

@@ -192,6 +192,7 @@ def train_config(args, method):
         label_smoothing=(0.0 if args.weights or text else 0.1) if args.label_smoothing is None else args.label_smoothing,
         micro_batch=args.micro_batch,
         gradient_bits=args.gradient_bits,
+        state_bits=args.state_bits,
         layerwise=args.layerwise,
         adapt_ranks=adaptation,
         track_subspaces=args.track_subspaces if method in TRACKED else 0,

@@ -56,6 +56,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     micro_batch: int | None = None  # samples in flight at once; None: the whole batch
     gradient_bits: int = 32  # 16: sums the gradient over micro-batches in bfloat16, half its memory
+    state_bits: int = 32  # 16: keeps momentum, or AdamW's first moments, as bfloat16 between steps
     layerwise: bool = False  # update each layer in backward: no full gradient exists; needs clip_norm and micro_batch None
     adapt_ranks: RankAdaptation | None = None  # how ranks follow the spectrum of the factors; None: they stay
     track_subspaces: int = 0  # every so many steps, log the angles by which the factored layers' subspaces have turned; 0: never
@@ -159,7 +160,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
         run = resume.progress
         resume.restore_loader(train_loader)
     optimizer = Optimizer(model, config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
-                          clip_norm=config.clip_norm, gradient_bits=config.gradient_bits, layerwise=config.layerwise)
+                          clip_norm=config.clip_norm, gradient_bits=config.gradient_bits, layerwise=config.layerwise,
+                          state_bits=config.state_bits)
     ranks = RankController(config.adapt_ranks, optimizer) if config.adapt_ranks else None
     # Gradients too: with gradient_bits or layerwise they are made in the steps.
     arena = wasi.Arena(plan and (plan.gradient_bytes + plan.saved_bytes + plan.scratch_bytes) * 3 // 2 + 2**20)

@@ -1,5 +1,6 @@
 """SGD and AdamW: flat updates for dense parameters, the WSI step for the factors of a factored layer."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -22,16 +23,20 @@ class Optimizer:
     error of about sqrt(micro-batches) 2^-9. layerwise: update a part of the model and free its gradient as soon as backward
     has left it; there is then no norm to clip by. Both need `accumulate_gradient(..., after=optimizer.after_backward(lr))`.
     State (momentum, moments) has the size of the parameters; a factored layer's lives in factor space and moves with its basis.
+    state_bits: 32, or 16 to keep the matrices' momentum (AdamW's first moments) as bfloat16 between steps: half its memory, and a
+    relative error of 2^-9 a step. Second moments stay float32: they change by less than that in a step, and would stand still.
     """
 
     def __init__(self, model, kind="sgd", momentum=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip_norm=None,
-                 gradient_bits=32, layerwise=False):
+                 gradient_bits=32, layerwise=False, state_bits=32):
         if kind not in OPTIMIZERS:
             raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {kind!r}")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm: expected a positive norm or None, got {clip_norm}")
         if gradient_bits not in (16, 32):
             raise ValueError(f"gradient_bits: expected 16 or 32, got {gradient_bits}")
+        if state_bits not in (16, 32):
+            raise ValueError(f"state_bits: expected 16 or 32, got {state_bits}")
         if layerwise and clip_norm is not None:
             raise ValueError("clip_norm: expected None with layerwise updates, which never see the whole gradient, "
                              f"got {clip_norm}")
@@ -43,6 +48,7 @@ class Optimizer:
         self.clip_norm = clip_norm
         self.gradient_bits = gradient_bits
         self.layerwise = layerwise
+        self.state_bits = state_bits
         self.n_steps = 0
         self._norm2 = 0.0  # squared norm of what layerwise updates of this step took in already
         self._modules = list(model.named_modules())
@@ -51,9 +57,10 @@ class Optimizer:
                          if isinstance(m, FactoredLinear) and m.L.trainable and not m.plain}
         factors = [p for layer, _ in self.factored.values() for p in (layer.L, layer.R)]
         stepped = {id(p) for p in factors}
-        n_buffers = len(MOMENTS[self.rule])
-        self._plain = {name: (p, [np.zeros_like(p.data) for _ in range(n_buffers)])
+        self._plain = {name: (p, _PlainState({m: np.zeros_like(p.data) for m in MOMENTS[self.rule]}))
                        for name, p in model.named_parameters() if p.trainable and id(p) not in stepped}
+        for _, state in (*self._plain.values(), *self.factored.values()):
+            self._pack_state(state)
         for p in [p for p, _ in self._plain.values()] + factors:
             self._make_buffer(p)
 
@@ -61,6 +68,26 @@ class Optimizer:
         """Allocates a gradient that lives from step to step before the steps do, so that they find room in one piece."""
         if not self.layerwise and not (self.gradient_bits == 16 and p.data.ndim == 2):
             p.grad_buffer()
+
+    def _pack_state(self, state):
+        if self.state_bits == 16:
+            state.arrays = {name: ops.bf16_round(a) if name[0] == "m" and a.ndim == 2 and a.dtype == np.float32 else a
+                            for name, a in state.arrays.items()}
+
+    @contextlib.contextmanager
+    def _unpacked(self, state):
+        """A context in which a state is float32 throughout; an error leaves it as it was."""
+        before = state.arrays
+        state.arrays = {name: ops.bf16_expand(a) if a.dtype == np.uint16 else a for name, a in before.items()}
+        try:
+            yield state
+        except BaseException:
+            state.arrays = before
+            raise
+        for name, a in before.items():
+            if a.dtype == np.uint16 and a.shape == state.arrays[name].shape:
+                state.arrays[name] = ops.bf16_round(state.arrays[name], out=a)
+        self._pack_state(state)  # what is of another size now
 
     def after_backward(self, lr):
         """What `accumulate_gradient` calls with each part of the model after its backward; None where there is nothing to do."""
@@ -103,8 +130,9 @@ class Optimizer:
             p.clear_gradient()
         for name, (layer, state) in factored.items():
             step = linalg.wsi_step_extended if state.n_new else linalg.wsi_step
-            _with_name(name, step, *_factors(layer), lr, scale, self.weight_decay, state, self.momentum, self.betas, self.eps,
-                       norms[name][1])
+            with self._unpacked(state):
+                _with_name(name, step, *_factors(layer), lr, scale, self.weight_decay, state, self.momentum, self.betas, self.eps,
+                           norms[name][1])
             layer.L.clear_gradient()
             layer.R.clear_gradient()
         return norm2
@@ -112,12 +140,14 @@ class Optimizer:
     def shrink(self, name, rank):
         """Truncates a factored layer, between steps, to the best approximation of that rank; its state moves along."""
         layer, state = self.factored[name]
-        self._set_factors(layer, *linalg.wsi_truncate(layer.L.data, layer.R.data, rank, state))
+        with self._unpacked(state):
+            self._set_factors(layer, *linalg.wsi_truncate(layer.L.data, layer.R.data, rank, state))
 
     def grow(self, name, directions):
         """Extends a factored layer, between steps, by directions (O, p) for L and zeros in R: its function stays as it is."""
         layer, state = self.factored[name]
-        self._set_factors(layer, *linalg.wsi_extend(layer.L.data, layer.R.data, directions, state))
+        with self._unpacked(state):
+            self._set_factors(layer, *linalg.wsi_extend(layer.L.data, layer.R.data, directions, state))
 
     def _set_factors(self, layer, L, R):
         for p, data in ((layer.L, L), (layer.R, R)):
@@ -127,31 +157,41 @@ class Optimizer:
     def bytes_per_rank(self, name):
         """Bytes of factors, gradients and state that one rank of a factored layer takes."""
         layer, _ = self.factored[name]
-        return 4 * (layer.out_features + layer.in_features) * (2 + len(MOMENTS[self.rule]))
+        n_bytes = [self.gradient_bits // 8, *(self.state_bits // 8 if m == "m" else 4 for m in MOMENTS[self.rule])]
+        return (layer.out_features + layer.in_features) * (4 + sum(n_bytes))
 
     def _update_plain(self, p, state, lr, scale):
         decay, gradient = self.weight_decay if p.decay else 0.0, p.full_gradient()
-        if self.kind == "sgd":
-            ops.sgd_update(p.data, gradient, state[0] if state else None, lr, self.momentum, decay, False, scale)
-        else:
-            ops.adamw_update(p.data, gradient, *state, lr, *self.betas, self.eps, decay, self.n_steps + 1, scale)
+        with self._unpacked(state):
+            if self.kind == "sgd":
+                ops.sgd_update(p.data, gradient, state.arrays.get("m"), lr, self.momentum, decay, False, scale)
+            else:
+                moments = state.arrays["m"], state.arrays["v"]
+                ops.adamw_update(p.data, gradient, *moments, lr, *self.betas, self.eps, decay, self.n_steps + 1, scale)
 
     def state_dict(self):
-        """({name: array}, numbers) for `load_state_dict` of another one of the same settings and model. Arrays are not copied."""
-        arrays = {f"{name}.{i}": a for name, (_, state) in self._plain.items() for i, a in enumerate(state)}
-        arrays |= {f"{name}.{part}": a for name, (_, state) in self.factored.items() for part, a in state.arrays.items()}
+        """({name: float32 array}, numbers) for `load_state_dict` of another one of the same settings and model.
+
+        Arrays are not copied, but for those that are kept in 16 bits.
+        """
+        arrays = {name: ops.bf16_expand(a) if a.dtype == np.uint16 else a for name, a in self._state_arrays().items()}
         return arrays, {"n_steps": self.n_steps,
                         "factored": {name: [state.n_steps, state.n_new] for name, (_, state) in self.factored.items()}}
 
+    def _state_arrays(self):
+        """{name: array} of all states, the arrays that they hold."""
+        units = ((name, state) for units in (self._plain, self.factored) for name, (_, state) in units.items())
+        return {f"{name}.{part}": a for name, state in units for part, a in state.arrays.items()}
+
     def load_state_dict(self, arrays, numbers):
         """Goes on from there. Raises WeightsError naming every array that does not fit."""
-        mine, _ = self.state_dict()
+        mine = self._state_arrays()
         check_arrays("optimizer", arrays, {name: a.shape for name, a in mine.items()})
         if numbers["factored"].keys() != self.factored.keys():
             got = sorted(numbers["factored"])
             raise WeightsError(f"optimizer: expected steps of {sorted(self.factored)}, got those of {got}")
         for name, array in mine.items():
-            array[:] = arrays[name]
+            array[:] = ops.bf16_round(arrays[name]) if array.dtype == np.uint16 else arrays[name]
         self.n_steps = numbers["n_steps"]
         for name, (_, state) in self.factored.items():
             state.n_steps, state.n_new = numbers["factored"][name]
@@ -166,8 +206,15 @@ class Optimizer:
         sizes = {name: state.nbytes for name, (_, state) in self.factored.items()}
         for name, (_, state) in self._plain.items():
             module = name.rpartition(".")[0]
-            sizes[module] = sizes.get(module, 0) + sum(a.nbytes for a in state)
+            sizes[module] = sizes.get(module, 0) + sum(a.nbytes for a in state.arrays.values())
         return sizes
+
+
+class _PlainState:
+    """What an optimiser remembers about one parameter: {"m"} for momentum, {"m", "v"} for AdamW; of its shape."""
+
+    def __init__(self, arrays):
+        self.arrays = arrays
 
 
 def _norm2(layer, state):
