@@ -19,3 +19,9 @@ def test_stand_ins_go_when_their_context_ends():
     with pytest.raises(AttributeError), model.replaced({"blocks.1.mlp.fc1": other, "blocks.1.mlp.fc3": other}):
         pass
     assert model.blocks[1].mlp.fc1 is own
+
+
+@pytest.mark.parametrize("name", ["vit_micro_patch8_64", "swin_micro_patch2_window4_32", "llama_micro"])
+def test_configurations_know_the_shapes_of_their_models(name):
+    model = wasi.create_model(name, num_classes=3)
+    assert model.config.shapes() == {name: p.data.shape for name, p in model.named_parameters()}

@@ -7,10 +7,16 @@ import numpy as np
 from wasi import ops
 
 
+def blank(shape):
+    """Zeros of a parameter that is yet to be filled in: an array of one number, which cannot be written to."""
+    return np.broadcast_to(np.float32(0), shape)
+
+
 class Parameter:
     """A trainable array, its gradient, and how the optimiser may treat it.
 
-    data: float32 array. grad: an array of the same shape, or None until backward first adds to it.
+    data: float32 array; a `blank` one is taken as it is. grad: an array of the same shape, or None until backward first adds
+    to it.
     packed: what earlier micro-batches added, as bfloat16 bits (`pack_gradient`), or None.
     trainable: False freezes it (backward then skips its gradient). decay: False exempts it from weight decay.
     """
@@ -18,7 +24,8 @@ class Parameter:
     __slots__ = ("data", "decay", "grad", "packed", "trainable")
 
     def __init__(self, data, decay=True):
-        self.data = np.ascontiguousarray(data, np.float32)
+        is_blank = isinstance(data, np.ndarray) and data.size > 1 and not any(data.strides)
+        self.data = data if is_blank else np.ascontiguousarray(data, np.float32)
         self.grad = None
         self.packed = None
         self.trainable = True

@@ -101,7 +101,7 @@ class SvdLinear(DenseWeightLinear):
 
     def __init__(self, weight, bias, rank, factors=None):
         super().__init__(weight, bias, rank, factors)
-        np.matmul(self._L, self._R, out=self.weight.data)
+        self.weight.data = self._L @ self._R
 
     def after_step(self):
         """W <- its truncated SVD."""

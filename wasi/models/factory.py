@@ -1,16 +1,22 @@
 """Makes models by name and from files."""
 
 import json
-
-import numpy as np
+import math
+from dataclasses import fields
 
 from wasi.layers import FactoredLinear
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
+from wasi.layers.module import blank
 from wasi.models.llama import LLAMA_CONFIGS, Llama, LlamaConfig, create_llama
 from wasi.models.swin import SWIN_CONFIGS, SwinConfig, SwinTransformer, create_swin
 from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
 from wasi.models.weights import FORMAT_VERSION, TensorFile, WeightsError, load_weights
+
+# What a file whose metadata are damaged makes the code that reads them raise.
+_MALFORMED = (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+_CONFIGS = {"llama": LlamaConfig, "swin": SwinConfig, "vit": ViTConfig}
+LISTED = 8  # tensors that an error names
 
 
 def list_models():
@@ -46,41 +52,102 @@ def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **
 def load_model(path):
     """The model that `save_model` wrote, whatever its layers, and the `extra` dict that was saved with it.
 
-    Raises WeightsError for a file that is not a wasi model, is newer than this package, or lacks tensors; FileNotFoundError.
+    Raises WeightsError for a file that is not a wasi model, is newer than this package, is damaged, or lacks tensors;
+    FileNotFoundError. What the file says of the model is compared with its tensors first, so a small file takes little memory.
     """
     file, header = open_model(path)
-    model = empty_model(file, header)
-    restore_model(model, file, header)
-    return model, header["extra"]
+    try:
+        model = empty_model(file, header)
+        restore_model(model, file, header)
+        return model, header["extra"]
+    except WeightsError:
+        raise
+    except _MALFORMED as error:
+        raise WeightsError(f"weights: {file.path.name} is damaged ({type(error).__name__}: {error})") from error
 
 
 def open_model(path):
     """A TensorFile of what `save_model` wrote, and the header: format_version, architecture, config, layers, extra.
 
-    Raises as `load_model`.
+    The file has a tensor of the right shape, or factors, for each parameter of the configuration. Raises as `load_model`.
     """
     file = TensorFile(path)
     if "wasi" not in file.metadata:
         raise WeightsError(f"weights: {file.path.name} was not saved by wasi; make the model with "
                            "create_model(name, weights=...)")
-    header = json.loads(file.metadata["wasi"])
-    if header["format_version"] > FORMAT_VERSION:
-        raise WeightsError(f"weights: {file.path.name} has format version {header['format_version']}; "
-                           f"this package reads up to {FORMAT_VERSION}")
+    try:
+        header = json.loads(file.metadata["wasi"])
+        if header["format_version"] > FORMAT_VERSION:
+            raise WeightsError(f"weights: {file.path.name} has format version {header['format_version']}; "
+                               f"this package reads up to {FORMAT_VERSION}")
+        if header["architecture"] not in _CONFIGS:
+            raise WeightsError(f"weights: {file.path.name} holds an architecture that this package does not know: "
+                               f"{header['architecture']!r}")
+        _check_tensors(file, _config(header))
+    except WeightsError:
+        raise
+    except _MALFORMED as error:
+        what = f"{type(error).__name__}: {error}"
+        raise WeightsError(f"weights: the description in {file.path.name} is damaged ({what})") from error
     return file, header
 
 
+def _config(header):
+    """The configuration that the header describes. Raises ValueError, TypeError or ArithmeticError for one that cannot be."""
+    kind = _CONFIGS[header["architecture"]]
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
+    for field in fields(kind):
+        value, of_field = values.get(field.name, field.default), field.type
+        numbers = value if isinstance(value, tuple) else (value,)
+        if isinstance(field.default, tuple):
+            of_field = type(field.default[0])
+        of_field = int | float if of_field is float else of_field
+        if not all(isinstance(n, of_field) for n in numbers) or isinstance(value, tuple) != isinstance(field.default, tuple):
+            raise TypeError(f"{field.name} cannot be {value!r}")
+    return kind(**values)
+
+
+def _check_tensors(file, config):
+    """Raises WeightsError naming tensors of the configuration that the file has not, in no form, or not in that shape."""
+    names = set(file.names)
+    n_blocks = sum(getattr(config, "depths", ())) or config.depth
+    if n_blocks > len(names):
+        raise WeightsError(f"weights: {file.path.name} describes {n_blocks} blocks, and has {len(names)} tensors")
+    wrong = []
+    for name, shape in config.shapes().items():
+        got = _shape_in(file, names, name)
+        if got is None:
+            wrong.append(f"{name}: missing")
+        elif got != shape and not (len(got) == 4 and len(shape) == 2 and (got[0], math.prod(got[1:])) == shape):
+            wrong.append(f"{name}: expected shape {shape}, got {got}")
+    if wrong:
+        more = f"; {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise WeightsError(f"weights: {file.path.name} does not fit the model that it describes: "
+                           + "; ".join(wrong[:LISTED]) + more)
+
+
+def _shape_in(file, names, name):
+    """The shape of a parameter of the dense model as the file has it, whole or in factors; None where it has it not."""
+    if name in names:
+        return file.shape(name)
+    layer, _, tail = name.rpartition(".")
+    for other in {"weight": ("bits",), "bias": ("up.bias",)}.get(tail, ()):
+        if f"{layer}.{other}" in names:
+            return file.shape(f"{layer}.{other}")
+    for left, right in (("L", "R"), ("B", "A"), ("up.weight", "down.weight")) if tail == "weight" else ():
+        if f"{layer}.{left}" in names and f"{layer}.{right}" in names:
+            left, right = file.shape(f"{layer}.{left}"), file.shape(f"{layer}.{right}")
+            fit = len(left) == len(right) == 2 and left[1] == right[0] > 0
+            return (left[0], right[1]) if fit else (left, right)
+    return None
+
+
 def empty_model(file, header):
-    """A dense model of the configuration in the header, for `restore_model` to fill."""
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
-    if header["architecture"] == "vit":
-        return VisionTransformer(ViTConfig(**config), seed=None)
-    if header["architecture"] == "swin":
-        return SwinTransformer(SwinConfig(**config), seed=None)
-    if header["architecture"] == "llama":
-        return Llama(LlamaConfig(**config), lambda name, shape: np.zeros(shape, np.float32))
-    raise WeightsError(f"weights: {file.path.name} holds an architecture that this package does not know: "
-                       f"{header['architecture']!r}")
+    """A dense model of the configuration in the header, its weights blank, for `restore_model` to fill."""
+    config = _config(header)
+    if isinstance(config, LlamaConfig):
+        return Llama(config, lambda name, shape: blank(shape))
+    return (SwinTransformer if isinstance(config, SwinConfig) else VisionTransformer)(config, seed=None)
 
 
 def restore_model(model, file, header):
@@ -94,7 +161,7 @@ def _restore_layers(model, file, layers):
     names = set(file.names)
 
     def empty(name):
-        return np.zeros(file.shape(name), np.float32)
+        return blank(file.shape(name))
 
     for name in (n for n, about in layers.items() if about.get("bf16")):
         if f"{name}.bits" not in names or file.dtype(f"{name}.bits") != "U16":
@@ -120,5 +187,7 @@ def _restore_layers(model, file, layers):
             else:
                 base = empty(f"{name}.weight") if quantized is None else quantized
                 rank = file.shape(name + tail)[0]
+                if (file.shape(name + tail), file.shape(name + other)) != ((rank, base.shape[1]), (base.shape[0], rank)):
+                    raise WeightsError(f"weights: {file.path.name} has updates of another shape than the weight of {name}")
                 new = LoraLinear(base, bias, rank, about["scale"] * rank, None)
             model.set_module(name, new)

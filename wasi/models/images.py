@@ -5,6 +5,7 @@ import numpy as np
 from wasi import ops
 from wasi.layers import Linear, Module
 from wasi.layers.flops import Flops
+from wasi.layers.module import blank
 
 
 def truncated_normal(rng, shape, std=0.02):
@@ -16,8 +17,30 @@ def truncated_normal(rng, shape, std=0.02):
 
 
 def zero_linear(O, I, bias=True):
-    """A Linear yet without values."""
+    """A Linear whose weights are zero."""
     return Linear(np.zeros((O, I), np.float32), np.zeros(O, np.float32) if bias else None)
+
+
+def blank_linear(O, I, bias=True):
+    """A Linear yet without values, to be filled in or replaced."""
+    return Linear(blank((O, I)), np.zeros(O, np.float32) if bias else None)
+
+
+def linear_shapes(name, O, I, bias=True):
+    """{parameter name: shape} of a Linear."""
+    return {f"{name}.weight": (O, I), **({f"{name}.bias": (O,)} if bias else {})}
+
+
+def norm_shapes(name, C):
+    """{parameter name: shape} of a LayerNorm."""
+    return {f"{name}.weight": (C,), f"{name}.bias": (C,)}
+
+
+def block_shapes(name, C, hidden):
+    """{parameter name: shape} of a Block of LayerNorms, Attention and Mlp."""
+    return {**norm_shapes(f"{name}.norm1", C), **linear_shapes(f"{name}.attn.qkv", 3 * C, C),
+            **linear_shapes(f"{name}.attn.proj", C, C), **norm_shapes(f"{name}.norm2", C),
+            **linear_shapes(f"{name}.mlp.fc1", hidden, C), **linear_shapes(f"{name}.mlp.fc2", C, hidden)}
 
 
 class PatchEmbed(Module):

@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wasi.layers import Block, LayerNorm, Linear, Mlp, Module, PatchMerging, WindowAttention
-from wasi.models.images import ImageClassifier, PatchEmbed, truncated_normal, zero_linear
+from wasi.models.images import (
+    ImageClassifier,
+    PatchEmbed,
+    blank_linear,
+    block_shapes,
+    linear_shapes,
+    norm_shapes,
+    truncated_normal,
+    zero_linear,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,21 @@ class SwinConfig:
     def window_of(self, stage):
         """Tokens a side of a window of that stage."""
         return min(self.window_size, self.grid >> stage)
+
+    def shapes(self):
+        """{parameter name: shape}."""
+        C = self.embed_dim
+        shapes = linear_shapes("patch_embed.proj", C, 3 * self.patch_size**2) | norm_shapes("patch_embed.norm", C)
+        for s, depth in enumerate(self.depths):
+            C = self.embed_dim << s
+            if s:
+                shapes |= norm_shapes(f"layers.{s}.downsample.norm", 2 * C)
+                shapes |= linear_shapes(f"layers.{s}.downsample.reduction", C, 2 * C, bias=False)
+            for i in range(depth):
+                block = f"layers.{s}.blocks.{i}"
+                shapes |= block_shapes(block, C, int(C * self.mlp_ratio))
+                shapes[f"{block}.attn.relative_position_bias_table"] = ((2 * self.window_of(s) - 1) ** 2, self.num_heads[s])
+        return shapes | norm_shapes("norm", C) | linear_shapes("head.fc", self.num_classes, C)
 
 
 SWIN_CONFIGS = {
@@ -137,12 +161,14 @@ class SwinTransformer(ImageClassifier):
     """Swin transformer for classification: patch embedding, stages of blocks, norm, head on the mean token.
 
     Odd blocks attend within windows moved by half a window, unless one window is the whole grid.
-    seed: of the random weights; None leaves them at zero, to be filled in.
+    seed: of the random weights; None leaves them blank, to be filled in.
     """
 
     architecture = "swin"
 
     def __init__(self, config, seed=0):
+        linear = blank_linear if seed is None else zero_linear
+
         def norm(width):
             return LayerNorm(width, config.norm_eps)
 
@@ -150,21 +176,21 @@ class SwinTransformer(ImageClassifier):
             C, M = config.embed_dim << stage, config.window_of(stage)
             shift = M // 2 if index % 2 and M < config.grid >> stage else 0
             hidden = int(C * config.mlp_ratio)
-            attention = WindowAttention(zero_linear(3 * C, C), zero_linear(C, C), config.num_heads[stage], M, shift)
-            return Block(norm(C), attention, norm(C), Mlp(zero_linear(hidden, C), zero_linear(C, hidden)))
+            attention = WindowAttention(linear(3 * C, C), linear(C, C), config.num_heads[stage], M, shift)
+            return Block(norm(C), attention, norm(C), Mlp(linear(hidden, C), linear(C, hidden)))
 
         def stage(s, depth):
             C = config.embed_dim << s
-            merging = PatchMerging(norm(2 * C), zero_linear(C, 2 * C, bias=False)) if s else None
+            merging = PatchMerging(norm(2 * C), linear(C, 2 * C, bias=False)) if s else None
             return Stage(merging, [block(s, i) for i in range(depth)])
 
         C = config.embed_dim
         self.config = config
-        self.patch_embed = GridEmbed(zero_linear(C, 3 * config.patch_size**2), norm(C), config)
+        self.patch_embed = GridEmbed(linear(C, 3 * config.patch_size**2), norm(C), config)
         self.layers = [stage(s, depth) for s, depth in enumerate(config.depths)]
         last = C << (len(config.depths) - 1)
         self.norm = norm(last)
-        self.head = PooledHead(zero_linear(config.num_classes, last))
+        self.head = PooledHead(linear(config.num_classes, last))
         if seed is not None:
             self._draw_weights(np.random.default_rng(seed))
 

@@ -9,7 +9,16 @@ import numpy as np
 
 from wasi import ops
 from wasi.layers import Attention, Block, LayerNorm, Linear, Mlp, Parameter
-from wasi.models.images import ImageClassifier, PatchEmbed, truncated_normal, zero_linear
+from wasi.models.images import (
+    ImageClassifier,
+    PatchEmbed,
+    blank_linear,
+    block_shapes,
+    linear_shapes,
+    norm_shapes,
+    truncated_normal,
+    zero_linear,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,20 @@ class ViTConfig:
         """Patches a side."""
         return self.img_size // self.patch_size
 
+    @property
+    def hidden_dim(self):
+        """Of the MLP."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    def shapes(self):
+        """{parameter name: shape}."""
+        C = self.embed_dim
+        shapes = {"cls_token": (1, 1, C), "pos_embed": (1, self.grid**2 + 1, C)}
+        shapes |= linear_shapes("patch_embed.proj", C, 3 * self.patch_size**2)
+        for i in range(self.depth):
+            shapes |= block_shapes(f"blocks.{i}", C, self.hidden_dim)
+        return shapes | norm_shapes("norm", C) | linear_shapes("head", self.num_classes, C)
+
 
 def _vit(embed_dim, depth, num_heads, patch_size, img_size=224):
     return ViTConfig(img_size, patch_size, embed_dim, depth, num_heads)
@@ -60,29 +83,30 @@ CONFIGS = {
 class VisionTransformer(ImageClassifier):
     """ViT for classification: patch embedding, class token, positions, blocks, norm, head on the class token.
 
-    seed: of the random weights; None leaves them at zero, to be filled in.
+    seed: of the random weights; None leaves them blank, to be filled in.
     """
 
     architecture = "vit"
 
     def __init__(self, config, seed=0):
-        C, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+        C, hidden = config.embed_dim, config.hidden_dim
+        linear = blank_linear if seed is None else zero_linear
 
         def zeros(*shape):
             return np.zeros(shape, np.float32)
 
         def block():
-            attention = Attention(zero_linear(3 * C, C), zero_linear(C, C), config.num_heads)
-            mlp = Mlp(zero_linear(hidden, C), zero_linear(C, hidden))
+            attention = Attention(linear(3 * C, C), linear(C, C), config.num_heads)
+            mlp = Mlp(linear(hidden, C), linear(C, hidden))
             return Block(LayerNorm(C, config.norm_eps), attention, LayerNorm(C, config.norm_eps), mlp)
 
         self.config = config
         self.cls_token = Parameter(zeros(1, 1, C), decay=False)
         self.pos_embed = Parameter(zeros(1, config.grid**2 + 1, C), decay=False)
-        self.patch_embed = PatchEmbed(zero_linear(C, 3 * config.patch_size**2), config)
+        self.patch_embed = PatchEmbed(linear(C, 3 * config.patch_size**2), config)
         self.blocks = [block() for _ in range(config.depth)]
         self.norm = LayerNorm(C, config.norm_eps)
-        self.head = zero_linear(config.num_classes, C)
+        self.head = linear(config.num_classes, C)
         if seed is not None:
             self._draw_weights(np.random.default_rng(seed))
 
