@@ -29,7 +29,8 @@ from wasi.training.checkpoint import (
     list_checkpoints,
     newest_checkpoint,
 )
-from wasi.training.loop import TrainConfig, train
+from wasi.training.config import EarlyStopping, ParamGroup, TrainConfig
+from wasi.training.loop import train
 from wasi.training.ranks import RankAdaptation
 from wasi.training.runlog import RunFolder, read_csv
 
@@ -119,7 +120,13 @@ def test_every_method_goes_on_bit_for_bit(tmp_path, method, options):
     ("wasi", {}, {"gradient_bits": 16, "state_bits": 16, "micro_batch": 4}),
     ("dense", {}, {"layerwise": True, "clip_norm": None}),
     ("wsi-dense", {"activation_ranks": (0.5, 1.0, 8)}, {"track_subspaces": 2}),
-], ids=["growth", "shrinkage", "qwasi-asi", "eight-bits", "micro-batch", "packed", "layerwise", "published"])
+    ("wasi", {}, {"ema": 0.9, "ema_every": 3, "adapt_ranks": RankAdaptation(every=2, grow=0.5, shrink=0.9)}),
+    ("svd", {}, {"ema": 0.5, "early_stopping": EarlyStopping(1), "monitor": "val_loss"}),
+    ("qwasi", {}, {"mixup": 0.2, "cutmix": 1.0, "mix_prob": 0.7, "label_smoothing": 0.1, "class_weights": (1.0, 2.0, 3.0)}),
+    ("wsi", {}, {"schedule": "step", "milestones": (1,), "layer_lr_decay": 0.8,
+                 "param_groups": (ParamGroup("blocks.0.*", 2.0, 0.5),)}),
+], ids=["growth", "shrinkage", "qwasi-asi", "eight-bits", "micro-batch", "packed", "layerwise", "published", "average",
+        "patience", "mixtures", "groups"])
 @pytest.mark.parametrize("rule", [SGD, ADAMW], ids=["momentum", "adamw"])
 def test_every_option_goes_on_bit_for_bit(tmp_path, method, options, training, rule):
     config = TrainConfig(epochs=2, checkpoint_every=1, keep=20, **{**rule, **training})
@@ -358,7 +365,7 @@ def edit(path, change):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda s: s.update(format_version=99), "format version 99; this package reads up to 1"),
+    (lambda s: s.update(format_version=99), "format version 99; this package reads up to 2"),
     (lambda s: s.pop("progress"), "KeyError: 'progress'"),
     (lambda s: s["progress"].update(extra=1), "extra"),
     (lambda s: s["progress"].update(step="4"), "progress: step: expected a number from 0, got '4'"),

@@ -277,8 +277,8 @@ def test_bad_options_are_refused_by_name():
         Optimizer(small_model(), clip_norm=1.0, layerwise=True)
     with pytest.raises(ValueError, match="micro_batch: expected None with layerwise"):
         TrainConfig(layerwise=True, clip_norm=None, micro_batch=8)
-    with pytest.raises(ValueError, match="schedule: expected one of constant, cosine, linear, got 'step'"):
-        learning_rate(0, 0.1, 10, "step")
+    with pytest.raises(ValueError, match="schedule: expected one of constant, cosine, linear, step, got 'exp'"):
+        learning_rate(0, 0.1, 10, "exp")
 
 
 def test_run_folder_refuses_a_second_run_and_an_unwritable_place(tmp_path):
@@ -317,7 +317,7 @@ def test_freed_memory_is_given_back():
     assert pinned[0] == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"micro_batch": 4, "gradient_bits": 16}])
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 4, "gradient_bits": 16}, {"ema": 0.9}])
 def test_bytes_by_layer_add_up_to_what_is_counted(tmp_path, options):
     model = wasi.factorize(small_model(), rank=8, target_modules=("mlp",), verbose=False, residual_bits=4)
     result = train(model, Batches(), Batches(1), TrainConfig(epochs=1, momentum=0.9, **options), RunFolder(tmp_path / "run"),

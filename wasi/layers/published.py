@@ -42,6 +42,10 @@ class DenseWeightLinear(Linear):
         """(L, R) that it computes with, (O, K) and (K, I)."""
         return self._L, self._R
 
+    @factors.setter
+    def factors(self, pair):
+        self._L, self._R = pair
+
     @property
     def fixed_bytes(self):
         return self._L.nbytes + self._R.nbytes

@@ -24,6 +24,7 @@ from wasi.linalg.tensor import (
     tucker_to_tensor,
 )
 from wasi.linalg.wsi import WsiState, wsi_gradient_norm2, wsi_state_shapes, wsi_step
+from wasi.linalg.wsi_mean import wsi_mean
 from wasi.linalg.wsi_rank import wsi_extend, wsi_extended_norm2, wsi_step_extended, wsi_truncate
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "wsi_extend",
     "wsi_extended_norm2",
     "wsi_gradient_norm2",
+    "wsi_mean",
     "wsi_state_shapes",
     "wsi_step",
     "wsi_step_extended",

@@ -82,9 +82,9 @@ class ImageClassifier(Module):
         for block in self.blocks:
             block.policy = policy
 
-    def loss(self, logits, labels, label_smoothing=0.0, need_gradient=True):
-        """(mean loss, its gradient, images classified right); labels (B,) int64."""
-        return ops.cross_entropy(logits, labels, label_smoothing, need_gradient)
+    def loss(self, logits, labels, label_smoothing=0.0, need_gradient=True, class_weights=None):
+        """(mean loss, its gradient, images classified right); labels (B,) int64, or soft targets (B, classes) float32."""
+        return ops.cross_entropy(logits, labels, label_smoothing, need_gradient, class_weights)
 
     def training_flops(self, batch_size, rule="sgd", micro_batch=None):
         """The Flops of one training step on a batch, from the sizes of the layers (`wasi.layers.flops`).

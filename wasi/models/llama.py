@@ -198,14 +198,14 @@ class Llama(Module):
             self.embed.backward(d)
             after(self.embed)
 
-    def loss(self, logits, targets, label_smoothing=0.0, need_gradient=True):
+    def loss(self, logits, targets, label_smoothing=0.0, need_gradient=True, class_weights=None):
         """(mean loss, its gradient in the place of the logits, samples predicted right).
 
         targets: (B, N) int64, the next tokens, or (B,) classes. Of a language model a sample counts by its share of right tokens.
         """
         rows = logits.reshape(-1, logits.shape[-1])
         loss, _, hits = ops.cross_entropy(rows, np.ascontiguousarray(targets).reshape(-1), label_smoothing, need_gradient,
-                                          dlogits_out=rows if need_gradient else None)
+                                          class_weights, rows if need_gradient else None)
         return loss, logits, hits * len(targets) / targets.size
 
     def new_caches(self, batch, capacity):

@@ -1,8 +1,8 @@
 """Stronger augmentation: mixtures of a batch's images with soft targets, random chains of picture operations.
 
-Everything is a function of its arguments: randomness comes in as `rng`, inputs are left alone. For mixtures
-that are the same after an interruption take `rng = loader.batch_rng()`; `Transform(augment=RandAugment())`
-gets a generator of its own for each image.
+Everything is a function of its arguments: randomness comes in as `rng`, inputs are left alone. `train` mixes by
+a generator of its own for each step (TrainConfig.mixup and cutmix), `Transform(augment=RandAugment())` gets one
+for each image of each epoch: both are the same after an interruption.
 """
 
 from dataclasses import dataclass
@@ -70,6 +70,19 @@ def cutmix(images, targets, rng, alpha=1.0):
         mixed[i, :, y0[i] : y1[i], x0[i] : x1[i]] = images[j, :, y0[i] : y1[i], x0[i] : x1[i]]
     share = 1 - (y1 - y0) * (x1 - x0) / (height * width)
     return mixed, _blend(targets, partner, share.astype(np.float32))
+
+
+def mix(images, labels, n_classes, rng, mixup_alpha=0.0, cutmix_alpha=0.0, prob=1.0):
+    """A batch mixed with probability `prob`: by `mixup` or `cutmix`, whichever has an alpha above 0; with both, one at random.
+
+    images, labels: (B, 3, H, W) uint8 or float32, (B,) integers.
+    Returns new images and soft targets (B, n_classes) float32, or the very arguments where the batch is left as it is.
+    """
+    if rng.random() >= prob:
+        return images, labels
+    by_mixup = rng.random() < 0.5 if mixup_alpha and cutmix_alpha else bool(mixup_alpha)
+    targets = soft_targets(labels, n_classes)
+    return mixup(images, targets, rng, mixup_alpha) if by_mixup else cutmix(images, targets, rng, cutmix_alpha)
 
 
 def _check(images, targets, alpha):

@@ -1,14 +1,15 @@
 """Checkpoints: all that a run needs to go on bit for bit, in one safetensors file that appears whole or not at all.
 
 A file holds what `save_model` writes, so `wasi.load_model` reads it too, and besides: optimiser, warm-start subspaces of
-compressed activations, factors followed by the published methods, rank controller, position in the data, sums of the running
-epoch, the plan. Arrays lie under `optimizer.`, `compression.`, `followed.` and `subspaces.`; all else is JSON in the metadata, as
-are checksums.
+compressed activations, factors followed by the published methods, averaged weights, rank controller, what callbacks remember,
+position in the data, sums of the running epoch, the plan. Arrays lie under `optimizer.`, `compression.`, `followed.`, `ema.`,
+`subspaces.` and `callback.`; all else is JSON in the metadata, as are checksums.
 Files are data from anywhere: nothing is unpickled, sizes and checksums are verified before anything is taken over.
 """
 
 import json
 import math
+import re
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,9 +21,10 @@ from wasi.layers.linear import LinearBase
 from wasi.layers.published import DenseWeightLinear, SvdLinear, WsiDenseLinear
 from wasi.models.factory import empty_model, open_model, restore_model
 from wasi.models.weights import PARTIAL, WeightsError, check_arrays, model_tensors, write_tensors
+from wasi.training.config import TrainConfig
 from wasi.training.runlog import environment
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: logs beside the parts, of which callbacks are some now; moments by number, not by letter
 FOLDER = "checkpoints"  # of a run folder
 
 _PUBLISHED = {"wsi-dense": WsiDenseLinear, "svd": SvdLinear}
@@ -52,14 +54,34 @@ class Progress:
     step_peak_bytes: int = 0
     peak_rss_bytes: int = 0
     flops_per_image: float = math.nan
+    stopped: str | None = None  # why the run ends with this epoch
 
-    def end_epoch(self, record):
-        """The epoch has been evaluated; returns whether it is the best so far, by accuracy and then by loss."""
+    @property
+    def mean_loss(self):
+        return self.loss_sum / self.n
+
+    def add(self, batch):
+        """An update has been made from a batch (`BatchResult`)."""
+        self.loss_sum += batch.loss * batch.n
+        self.n_correct += batch.n_correct
+        self.n += batch.n
+        self.step += 1
+        self.done += 1
+
+    def record(self, val, seconds):
+        """What is told of the epoch under way, which took so long; val: its Evaluation."""
+        return {"epoch": self.epoch, "train_loss": self.mean_loss, "train_accuracy": self.n_correct / self.n,
+                "val_loss": val.loss, "val_accuracy": val.accuracy, "val_top5": val.top5, "seconds": seconds}
+
+    def end_epoch(self, record, monitor="val_accuracy"):
+        """The epoch has been evaluated; returns whether it is the best so far, by accuracy and then by loss, or by loss alone."""
+        def goodness(of):
+            return (of["val_accuracy"], -of["val_loss"]) if monitor == "val_accuracy" else (-of["val_loss"],)
+
         self.records.append(record)
         self.epoch, self.done, self.loss_sum, self.n_correct, self.n, self.epoch_seconds = self.epoch + 1, 0, 0.0, 0, 0, 0.0
         found = {k: record[k] for k in ("epoch", "val_accuracy", "val_loss")}
-        if self.best is not None and (found["val_accuracy"], -found["val_loss"]) <= (self.best["val_accuracy"],
-                                                                                     -self.best["val_loss"]):
+        if self.best is not None and goodness(found) <= goodness(self.best):
             return False
         self.best = {**found, "step": self.step}
         return True
@@ -160,6 +182,8 @@ class Checkpoint:
             damaged = [name for name in self._file.names if zlib.crc32(self._file.raw(name)) != checksums[name]]
             if damaged:
                 raise CheckpointError(f"damaged: {', '.join(damaged)}")
+            if self.state["format_version"] == 1:
+                self.state["parts"] |= {f"callback.{name}": {"n_bytes": n} for name, n in self.state["logs"].items()}
             self.progress = Progress(**self.state["progress"])
             for name in ("step", "epoch", "done", "n", "saved_bytes", "counted_peak_bytes", "step_peak_bytes", "peak_rss_bytes"):
                 value = getattr(self.progress, name)
@@ -226,14 +250,19 @@ class Checkpoint:
 
     def arrays(self, prefix):
         """{rest of the name: array} of the tensors under a prefix."""
-        names = [name for name in self._file.names if name.startswith(prefix + ".")]
-        return {name.removeprefix(prefix + "."): self._file.raw(name) for name in names}
+        found = {name.removeprefix(prefix + "."): self._file.raw(name) for name in self._file.names
+                 if name.startswith(prefix + ".")}
+        if prefix == "optimizer" and self.state["format_version"] == 1:
+            found = {re.sub(r"\.0$", ".m", re.sub(r"\.1$", ".v", name)): array for name, array in found.items()}
+        return found
 
     def check(self, **expected):
         """Raises CheckpointError naming everything of the state that is not what this run has."""
         differs = []
         for key, mine in expected.items():
             mine, theirs = json.loads(json.dumps(mine)), self.state.get(key)
+            if key == "config" and isinstance(theirs, dict):  # what a version before an option knew did as its default does
+                theirs = {**{k: v for k, v in json.loads(json.dumps(asdict(TrainConfig()))).items() if k in mine}, **theirs}
             if isinstance(mine, dict) and isinstance(theirs, dict):
                 differs += _differences(theirs, mine)
             elif mine != theirs:

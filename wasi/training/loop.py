@@ -7,12 +7,33 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 
+import numpy as np
 from tqdm.auto import tqdm
 
 import wasi
 from wasi.layers.linear import LinearBase
 from wasi.models import save_model
-from wasi.training.checkpoint import Progress, checkpoint_path, prune_checkpoints, save_checkpoint
+from wasi.training.augment import mix
+from wasi.training.callbacks import (
+    AverageUpdate,
+    Callback,
+    ConfusionLog,
+    Patience,
+    ProgressBar,
+    RankLog,
+    StepLog,
+    SubspaceCallback,
+    TensorBoard,
+)
+from wasi.training.checkpoint import (
+    Checkpoint,
+    Progress,
+    checkpoint_path,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from wasi.training.config import FREE_FIELDS, EarlyStopping, ParamGroup, TrainConfig
+from wasi.training.ema import Snapshot, WeightAverage
 from wasi.training.memory import (
     bytes_by_layer,
     count_bytes,
@@ -24,61 +45,23 @@ from wasi.training.memory import (
     rss_bytes,
 )
 from wasi.training.optimizer import Optimizer
-from wasi.training.ranks import RankAdaptation, RankController
-from wasi.training.runlog import (
-    RANK_FIELDS,
-    STEP_FIELDS,
-    SUBSPACE_FIELDS,
-    CsvLog,
-    environment,
-    plot_curves,
-    read_steps,
-)
-from wasi.training.schedule import learning_rate
+from wasi.training.ranks import RankController
+from wasi.training.runlog import environment, plot_curves, read_steps
+from wasi.training.schedule import optimizer_groups, scheduled_rate
 from wasi.training.step import accumulate_gradient, evaluate
-from wasi.training.subspaces import SubspaceLog
+
+__all__ = ["Callback", "EarlyStopping", "ParamGroup", "Run", "TrainConfig", "TrainResult", "train"]
 
 N_FIRST_STEPS = 3  # after these the peak of a run is known
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; what to train and on what is given to `train` beside it."""
-
-    epochs: int = 2
-    lr: float = 0.05
-    optimizer: str = "sgd"  # "sgd" or "adamw"
-    momentum: float = 0.0  # SGD's
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0  # gradients of a larger norm are scaled down to it; None: never
-    schedule: str = "cosine"  # "constant", "cosine" or "linear"
-    n_warmup: int = 0  # steps of linear warm-up
-    label_smoothing: float = 0.0
-    micro_batch: int | None = None  # samples in flight at once; None: the whole batch
-    gradient_bits: int = 32  # 16: sums the gradient over micro-batches in bfloat16, half its memory
-    state_bits: int = 32  # 16: keeps momentum, or AdamW's first moments, as bfloat16 between steps
-    layerwise: bool = False  # update each layer in backward: no full gradient exists; needs clip_norm and micro_batch None
-    adapt_ranks: RankAdaptation | None = None  # how ranks follow the spectrum of the factors; None: they stay
-    track_subspaces: int = 0  # every so many steps, log the angles by which the factored layers' subspaces have turned; 0: never
-    checkpoint_every: int | None = None  # steps between checkpoints; None: one at each epoch's end; 0: none at all
-    keep: int = 2  # checkpoints: the last so many, and that of the best epoch
-
-    def __post_init__(self):
-        if self.checkpoint_every is not None and self.checkpoint_every < 0:
-            raise ValueError(f"checkpoint_every: expected a number of steps, got {self.checkpoint_every}")
-        if self.keep < 1:
-            raise ValueError(f"keep: expected at least 1 checkpoint, got {self.keep}")
-        if self.layerwise and self.micro_batch is not None:
-            raise ValueError("micro_batch: expected None with layerwise updates, which need a layer's whole gradient at once, "
-                             f"got {self.micro_batch}")
+MIX_STREAM = 1  # random streams are (seed, number of the stream, step)
 
 
 @dataclass
 class TrainResult:
     """What a run reached. Memory is the process's, counted by the operating system."""
 
-    epochs: list  # a dict an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy, seconds
-    val_accuracy: float  # after the last epoch
+    epochs: list  # a dict an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy, val_top5, seconds
+    val_accuracy: float  # of the model that the run leaves: after the last epoch, or, restored, after the best
     seconds_per_step: float  # median
     peak_rss_bytes: int  # highest during training
     peak_rss_above_start_bytes: int  # the same less what was resident when the run began
@@ -91,6 +74,7 @@ class TrainResult:
     ranks: dict  # of the layers that the WSI step trains, at the end, by name
     interrupted: bool  # Ctrl-C ended it early
     best: dict | None  # epoch, step, val_accuracy and val_loss of the best epoch; its checkpoint is kept
+    stopped: str | None  # why a callback ended it before its last epoch
 
 
 class _Abandoned(BaseException):
@@ -131,13 +115,46 @@ class _Interrupt:
             signal.signal(signal.SIGINT, self._before)
 
 
+class Run:
+    """A run under way, as callbacks see it.
+
+    model, optimizer, config, folder (or None), progress (`Progress`), n_steps (of the whole run), average (`WeightAverage` or
+    None); of the last step: batch (`BatchResult`), lr, grad_norm, seconds, counted_bytes (the most that arrays took at once so
+    far); val: the last `Evaluation`.
+    """
+
+    def __init__(self, model, config, folder, progress, steps_per_epoch):
+        self.model, self.config, self.folder, self.progress = model, config, folder, progress
+        self.n_steps = config.epochs * steps_per_epoch
+        self.optimizer = Optimizer(model, config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
+                                   clip_norm=config.clip_norm, gradient_bits=config.gradient_bits, layerwise=config.layerwise,
+                                   state_bits=config.state_bits,
+                                   groups=optimizer_groups(model, config.layer_lr_decay, config.param_groups))
+        self.average = WeightAverage(model, config.ema) if config.ema else None
+        self.batch = self.lr = self.grad_norm = self.seconds = self.counted_bytes = self.val = None
+
+    def stop(self, reason):
+        """Ends the run once the epoch under way has been evaluated, or at once where that has been done; reason: for people."""
+        self.progress.stopped = reason
+
+    @property
+    def peak_rss_bytes(self):
+        """Highest resident bytes of the process so far."""
+        return max(self.progress.peak_rss_bytes, peak_rss_bytes())
+
+    def averaged_weights(self):
+        """A context in which the model has the averaged weights, where they are wanted."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
+
 def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=None, progress=True, label="train",
-          plan=None, data_rss_bytes=None, resume=None):
+          plan=None, data_rss_bytes=None, resume=None, callbacks=()):
     """Trains `model` in place and returns a TrainResult.
 
     train_loader, val_loader: re-iterable, with len(), giving (images uint8 (B, 3, S, S), labels int64 (B,)).
-    folder: a RunFolder for steps.csv, ranks.csv and subspaces.csv where config asks for them, checkpoints, model.safetensors,
-    curves.png and, in the end, result.json; or None.
+    folder: a RunFolder for steps.csv, epochs.json, layers.json, confusion.csv (of the last epoch, or the best that is restored),
+    ranks.csv, subspaces.csv and event files where config asks for them, checkpoints, model.safetensors, curves.png and, in the
+    end, result.json; or None.
     start_rss_bytes: resident bytes before the model was made, so that weights count too (default: now).
     plan: the Plan that the model was readied by, or None. It sizes the arena of the steps (half as much again as planned, for the
     gaps between blocks), and after the first steps planned and measured peak are printed.
@@ -146,118 +163,111 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
     None. The model, of the same configuration, takes its layers and weights from there; all that follows is bit for bit what the
     run would have given uninterrupted, if threads and instruction set are the same. Loaders without `state_dict` must repeat
     themselves. Ctrl-C writes a checkpoint and returns: an unfinished forward or backward pass is given up and done again later.
+    callbacks: `wasi.training.callbacks.Callback`s, called after the built-in ones; what they remember is in the checkpoints.
+    With config.ema, model is left with the averaged weights, and these are what is evaluated; checkpoints hold both.
     Raises CheckpointError naming what differs where `resume` is of another model, data set or configuration, OSError where a
     checkpoint cannot be written, FloatingPointError naming the step where the loss is not finite, ArithmeticError naming step
-    and layer where a factor's rank has collapsed (the log up to there is kept), ValueError where config asks for ranks or
-    subspaces of layers that the model does not have.
+    and layer where a factor's rank has collapsed (the log up to there is kept), ValueError where config asks for ranks,
+    subspaces, class weights or mixtures of what the model does not have, ImportError where tensorboardX is missing.
     """
     start_rss = rss_bytes() if start_rss_bytes is None else start_rss_bytes
+    class_weights = _check_targets(config, model)
     identity = _identity(config, train_loader, val_loader, plan)
-    run = Progress()
+    now = Progress()
     if resume is not None:
         resume.check(**identity)
         resume.restore_model(model)
-        run = resume.progress
+        now = resume.progress
         resume.restore_loader(train_loader)
-    optimizer = Optimizer(model, config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
-                          clip_norm=config.clip_norm, gradient_bits=config.gradient_bits, layerwise=config.layerwise,
-                          state_bits=config.state_bits)
-    ranks = RankController(config.adapt_ranks, optimizer) if config.adapt_ranks else None
+    run = Run(model, config, folder, now, len(train_loader))
+    optimizer = run.optimizer
+    watching = _built_in(run, label if progress else None, list(getattr(train_loader, "classes", ())))
+    watching += callbacks
+    parts = _parts(run, watching)
     # Gradients too: with gradient_bits or layerwise they are made in the steps.
     arena = wasi.Arena(plan and (plan.gradient_bytes + plan.saved_bytes + plan.scratch_bytes) * 3 // 2 + 2**20)
-    n_steps = config.epochs * len(train_loader)
-    seconds, logs = [], {}
+    seconds, best_weights = [], None
     with contextlib.ExitStack() as stack:
-        def log_of(name, fields):
-            n_bytes = resume.state["logs"][name] if resume is not None and folder else None
-            logs[name] = stack.enter_context(CsvLog(folder, name, fields, n_bytes))
-            return logs[name]
-
-        subspaces = SubspaceLog(model, log_of("subspaces.csv", SUBSPACE_FIELDS)) if config.track_subspaces else None
-        log = log_of("steps.csv", STEP_FIELDS)
-        rank_log = log_of("ranks.csv", RANK_FIELDS) if ranks else None
-        parts = {"optimizer": optimizer, **({"ranks": ranks} if ranks else {}), **({"subspaces": subspaces} if subspaces else {})}
         if resume is not None:
             for name, part in parts.items():
-                resume.restore(name, part)
-            seconds = list(read_steps(folder.path / "steps.csv")["seconds"]) if folder else []
+                if name in resume.state["parts"] or not name.startswith("callback."):
+                    resume.restore(name, part)
             tqdm.write(resume.summary())
-        elif ranks:
-            for name, rank in ranks.ranks.items():
-                rank_log.write(step=0, layer=name, rank=rank)
+        for callback in watching:
+            callback.on_train_begin(run)
+            stack.callback(callback.on_train_end, run)
+        if resume is not None and folder:
+            seconds = list(read_steps(folder.path / "steps.csv")["seconds"])
 
         release_freed()  # what making the model and opening the data took beyond what they keep
         reset_peak_rss()
 
         def save():
-            run.epoch_seconds = time.perf_counter() - epoch_start
-            run.step_peak_bytes = max(run.step_peak_bytes, arena.stats()["peak_bytes"])
-            run.peak_rss_bytes = max(run.peak_rss_bytes, peak_rss_bytes())
-            state = {**identity, "progress": asdict(run), "loader": _loader_state(train_loader, run.done),
-                     "logs": {name: log.sync() for name, log in logs.items()}}
-            save_checkpoint(checkpoint_path(folder.path, run.step), model, parts, state)
-            prune_checkpoints(folder.path, run.step, config.keep, run.best and run.best["step"])
+            now.epoch_seconds = time.perf_counter() - epoch_start
+            now.step_peak_bytes = max(now.step_peak_bytes, arena.stats()["peak_bytes"])
+            now.peak_rss_bytes = run.peak_rss_bytes
+            state = {**identity, "progress": asdict(now), "loader": _loader_state(train_loader, now.done)}
+            save_checkpoint(checkpoint_path(folder.path, now.step), model, parts, state)
+            prune_checkpoints(folder.path, now.step, config.keep, now.best and now.best["step"])
 
-        bar = stack.enter_context(tqdm(total=n_steps, initial=run.step, desc=label, disable=not progress, unit="step"))
         interrupt = stack.enter_context(_Interrupt())
         saving = folder is not None and config.checkpoint_every != 0
-        epoch_start = time.perf_counter() - run.epoch_seconds
+        restoring = config.early_stopping is not None and config.early_stopping.restore_best
+        epoch_start = time.perf_counter() - now.epoch_seconds
         try:
-            while run.epoch <= config.epochs:
-                for images, labels in _remaining(train_loader, run.done):
+            while now.epoch <= config.epochs and not now.stopped:
+                for images, labels in _remaining(train_loader, now.done):
                     if interrupt.asked:
                         raise _Abandoned
                     started = time.perf_counter()
-                    lr = learning_rate(run.step, config.lr, n_steps, config.schedule, config.n_warmup)
+                    run.lr = scheduled_rate(config, now.step, len(train_loader))
+                    if config.mixup or config.cutmix:
+                        images, labels = mix(images, labels, model.config.num_classes, np.random.default_rng(
+                            (config.seed, MIX_STREAM, now.step)), config.mixup, config.cutmix, config.mix_prob)
                     try:
                         with arena:
                             with _warm_subspaces(model), interrupt.abandonable(not config.layerwise):
-                                batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing,
-                                                            optimizer.after_backward(lr))
-                            norm = optimizer.step(lr)
+                                run.batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing,
+                                                                optimizer.after_backward(run.lr), class_weights)
+                            run.grad_norm = optimizer.step(run.lr)
                     except ArithmeticError as error:
-                        raise type(error)(f"step {run.step}, lr {lr:.3g}: {error}") from error
-                    seconds.append(time.perf_counter() - started)
-                    if batch.saved_bytes > run.saved_bytes:
-                        run.saved_bytes = batch.saved_bytes
-                        run.flops_per_image = model.training_flops(batch.n, optimizer.rule, config.micro_batch).total / batch.n
-                    run.loss_sum += batch.loss * batch.n
-                    run.n_correct += batch.n_correct
-                    run.n += batch.n
-                    counted = counted_peak(model, optimizer, arena, getattr(train_loader, "buffer_bytes", images.nbytes))
-                    log.write(step=run.step, epoch=run.epoch, lr=lr, loss=batch.loss, accuracy=batch.accuracy, grad_norm=norm,
-                              seconds=seconds[-1], peak_rss_mib=mib(peak_rss_bytes()), rss_mib=mib(rss_bytes()),
-                              counted_mib=mib(counted))
-                    run.step += 1
-                    run.done += 1
-                    if run.step <= N_FIRST_STEPS:
-                        run.counted_peak_bytes = counted
-                    if folder and run.step == min(N_FIRST_STEPS, n_steps):
-                        folder.write_json("layers.json", {"step": run.step,
-                                                          "layers": bytes_by_layer(model, optimizer, batch.saved)})
-                    if plan and run.step == min(N_FIRST_STEPS, n_steps):
+                        raise type(error)(f"step {now.step}, lr {run.lr:.3g}: {error}") from error
+                    run.seconds = time.perf_counter() - started
+                    seconds.append(run.seconds)
+                    if run.batch.saved_bytes > now.saved_bytes:
+                        now.saved_bytes = run.batch.saved_bytes
+                        now.flops_per_image = (model.training_flops(run.batch.n, optimizer.rule, config.micro_batch).total
+                                               / run.batch.n)
+                    now.add(run.batch)
+                    image_bytes = getattr(train_loader, "buffer_bytes", images.nbytes)
+                    run.counted_bytes = counted_peak(model, optimizer, arena, image_bytes, run.average)
+                    if now.step <= N_FIRST_STEPS:
+                        now.counted_peak_bytes = run.counted_bytes
+                    if folder and now.step == min(N_FIRST_STEPS, run.n_steps):
+                        layers = bytes_by_layer(model, optimizer, run.batch.saved, run.average)
+                        folder.write_json("layers.json", {"step": now.step, "layers": layers})
+                    if plan and now.step == min(N_FIRST_STEPS, run.n_steps):
                         grown = peak_rss_bytes() - (data_rss_bytes or start_rss)
-                        tqdm.write(compare_with_plan(plan.peak_bytes, run.counted_peak_bytes, run.step, grown))
-                    if ranks and run.step % config.adapt_ranks.every == 0 and run.step < n_steps:
-                        for name, rank in ranks.update().items():
-                            rank_log.write(step=run.step, layer=name, rank=rank)
-                    if subspaces and run.step % config.track_subspaces == 0:
-                        subspaces.record(run.step)
-                    bar.update()
-                    bar.set_postfix(loss=f"{run.loss_sum / run.n:.3f}", refresh=False)
-                    if saving and config.checkpoint_every and run.step % config.checkpoint_every == 0:
+                        planned = plan.peak_bytes + (run.average.nbytes if run.average else 0)
+                        tqdm.write(compare_with_plan(planned, now.counted_peak_bytes, now.step, grown))
+                    for callback in watching:
+                        callback.on_step_end(run)
+                    if saving and config.checkpoint_every and now.step % config.checkpoint_every == 0:
                         save()
                 if interrupt.asked:
                     raise _Abandoned
-                with arena, interrupt.abandonable():
-                    val = evaluate(model, val_loader, config.micro_batch)
-                bar.set_postfix(loss=f"{run.loss_sum / run.n:.3f}", val=f"{100 * val.accuracy:.1f}%")
-                is_best = run.end_epoch({
-                    "epoch": run.epoch, "train_loss": run.loss_sum / run.n, "train_accuracy": run.n_correct / run.n,
-                    "val_loss": val.loss, "val_accuracy": val.accuracy, "seconds": time.perf_counter() - epoch_start})
+                with run.averaged_weights():
+                    with arena, interrupt.abandonable():
+                        run.val = evaluate(model, val_loader, config.micro_batch)
+                    record = now.record(run.val, time.perf_counter() - epoch_start)
+                    is_best = now.end_epoch(record, config.monitor)
+                    if is_best and restoring and not saving:
+                        best_weights = Snapshot(model)
                 epoch_start = time.perf_counter()
                 if folder:
-                    folder.write_json("epochs.json", run.records)
+                    folder.write_json("epochs.json", now.records)
+                for callback in watching:
+                    callback.on_epoch_end(run, record)
                 if saving and (config.checkpoint_every is None or is_best):
                     save()
         except _Abandoned:
@@ -265,22 +275,35 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
             model.drop_saved()
             if saving:
                 save()
-    records, peak_rss = run.records, max(run.peak_rss_bytes, peak_rss_bytes())
+    if now.stopped:
+        tqdm.write(f"stopped after epoch {now.epoch - 1}: {now.stopped}")
+    counted = {**count_bytes(model, optimizer, run.average), "saved_bytes": now.saved_bytes}
+    ranks = {name: layer.rank for name, (layer, _) in optimizer.factored.items()}
+    restored = restoring and not interrupt.asked and now.best["epoch"] < now.epoch - 1
+    if restored and saving:
+        ranks = _restore_best(run)
+    elif restored and best_weights is not None:
+        best_weights.restore(model)
+    elif run.average:
+        run.average.swap()
+    records, peak_rss = now.records, run.peak_rss_bytes
+    reached = records[now.best["epoch"] - 1 if restored else -1]["val_accuracy"] if records else float("nan")
     result = TrainResult(
         epochs=records,
-        val_accuracy=records[-1]["val_accuracy"] if records else float("nan"),
+        val_accuracy=reached,
         seconds_per_step=sorted(seconds)[len(seconds) // 2] if seconds else float("nan"),
         peak_rss_bytes=peak_rss,
         peak_rss_above_start_bytes=peak_rss - start_rss,
         planned_peak_bytes=plan and plan.peak_bytes,
-        counted_peak_bytes=run.counted_peak_bytes,
-        step_peak_bytes=max(run.step_peak_bytes, arena.stats()["peak_bytes"]),
+        counted_peak_bytes=now.counted_peak_bytes,
+        step_peak_bytes=max(now.step_peak_bytes, arena.stats()["peak_bytes"]),
         parameters=sum(p.data.size for _, p in model.named_parameters()),
-        counted={**count_bytes(model, optimizer), "saved_bytes": run.saved_bytes},
-        flops_per_image=run.flops_per_image,
-        ranks={name: layer.rank for name, (layer, _) in optimizer.factored.items()},
+        counted=counted,
+        flops_per_image=now.flops_per_image,
+        ranks=ranks,
         interrupted=interrupt.asked,
-        best=run.best,
+        best=now.best,
+        stopped=now.stopped,
     )
     if folder:
         if not (interrupt.asked and saving):  # else the checkpoint is the model, and nothing keeps the user waiting
@@ -292,9 +315,60 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
     return result
 
 
+def _check_targets(config, model):
+    """The class weights as an array or None. Raises ValueError for options of the loss that the model has no use for."""
+    n_classes = getattr(model.config, "num_classes", None)
+    if (config.mixup or config.cutmix) and model.architecture == "llama":
+        raise ValueError("mixup, cutmix: expected 0 for a model of texts")
+    if config.class_weights is None:
+        return None
+    if len(config.class_weights) != n_classes:
+        raise ValueError(f"class_weights: expected {n_classes or 'none for a language model'}, got {len(config.class_weights)}")
+    return np.array(config.class_weights, np.float32)
+
+
+def _built_in(run, label, classes):
+    """The callbacks that a configuration asks for, in the order in which they are called. label: of the bar; None: no bar."""
+    config, wanted = run.config, []
+    if config.adapt_ranks:
+        wanted.append(RankLog(RankController(config.adapt_ranks, run.optimizer)))
+    if run.average:
+        wanted.append(AverageUpdate(run.average, config.ema_every))
+    if config.track_subspaces:
+        wanted.append(SubspaceCallback(run.model, config.track_subspaces))
+    wanted += [StepLog(), ConfusionLog(classes)]
+    if config.early_stopping:
+        wanted.append(Patience(config.early_stopping, config.monitor))
+    if config.tensorboard:
+        wanted.append(TensorBoard())
+    return [*wanted, ProgressBar(label)] if label is not None else wanted
+
+
+def _parts(run, callbacks):
+    """{name: what a checkpoint must remember}. Raises ValueError for callbacks of one name."""
+    parts = {"optimizer": run.optimizer}
+    for callback in callbacks:
+        name = f"callback.{callback.name or type(callback).__name__}"
+        if name in parts:
+            raise ValueError(f"callbacks: expected names of their own, got two {name.removeprefix('callback.')!r}")
+        parts |= {name: callback, **callback.parts()}
+    return parts
+
+
+def _restore_best(run):
+    """Gives the model the weights of its best epoch, from the checkpoint; returns the ranks that `TrainResult` speaks of."""
+    best = Checkpoint(checkpoint_path(run.folder.path, run.progress.best["step"]))
+    best.restore_model(run.model)
+    if run.average:
+        average = WeightAverage(run.model, run.config.ema)
+        best.restore("ema", average)
+        average.swap()
+    return {name: run.model.get_module(name).rank for name in run.optimizer.factored}
+
+
 def _identity(config, train_loader, val_loader, plan):
     """What a run must share with the checkpoint that it goes on from."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("checkpoint_every", "keep")}
+    settings = {k: v for k, v in asdict(config).items() if k not in FREE_FIELDS}
 
     def fingerprint(loader):
         return getattr(getattr(loader, "dataset", None), "fingerprint", lambda: None)()

@@ -43,11 +43,11 @@ def release_freed():
     return True
 
 
-def count_bytes(model, optimizer):
+def count_bytes(model, optimizer, average=None):
     """Bytes of the arrays that a training step holds, by kind. After forward(train=True), activations are among them.
 
     Returns a dict: trained_bytes and frozen_bytes of weights (quantised and followed ones are frozen), gradient_bytes,
-    optimizer_bytes, saved_bytes (kept between forward and backward).
+    optimizer_bytes, average_bytes (of a WeightAverage), saved_bytes (kept between forward and backward).
     """
     parameters = [p for _, p in model.named_parameters()]
     fixed = sum(module.fixed_bytes for _, module in model.named_modules())
@@ -56,17 +56,19 @@ def count_bytes(model, optimizer):
         "frozen_bytes": sum(p.data.nbytes for p in parameters if not p.trainable) + fixed,
         "gradient_bytes": sum(p.gradient_bytes for p in parameters),
         "optimizer_bytes": optimizer.state_bytes,
+        "average_bytes": average.nbytes if average else 0,
         "saved_bytes": model.total_saved_bytes,
     }
 
 
-def bytes_by_layer(model, optimizer, saved):
+def bytes_by_layer(model, optimizer, saved, average=None):
     """Where the bytes of `count_bytes` are: a dict a module that has any of its own, in the model's order.
 
     saved: `BatchResult.saved` of a step. Each dict is that of `Module.weights_by_module` (without weights: kind alone), and
-    gradient_bytes, optimizer_bytes, saved_bytes.
+    gradient_bytes, optimizer_bytes, average_bytes, saved_bytes.
     """
     weights, states = {row["name"]: row for row in model.weights_by_module()}, optimizer.state_bytes_by_module()
+    means = average.bytes_by_module() if average else {}
     rows = []
     for name, module in model.named_modules():
         none = {"name": name, "kind": type(module).__name__, "shape": [], "rank": None, "trained": 0, "trained_bytes": 0,
@@ -74,15 +76,14 @@ def bytes_by_layer(model, optimizer, saved):
         if name in weights or saved.get(name):
             gradients = sum(p.gradient_bytes for p in vars(module).values() if isinstance(p, Parameter))
             rows.append({**weights.get(name, none), "gradient_bytes": gradients, "optimizer_bytes": states.get(name, 0),
-                         "saved_bytes": saved.get(name, 0)})
+                         "average_bytes": means.get(name, 0), "saved_bytes": saved.get(name, 0)})
     return rows
 
 
-def counted_peak(model, optimizer, arena, image_bytes):
-    """The most that arrays took at once: weights, gradients, optimiser state, images, and the peak of the steps' arena."""
-    held = count_bytes(model, optimizer)
-    return (sum(held[k] for k in ("trained_bytes", "frozen_bytes", "gradient_bytes", "optimizer_bytes")) + image_bytes
-            + arena.stats()["peak_bytes"])
+def counted_peak(model, optimizer, arena, image_bytes, average=None):
+    """The most that arrays took at once: weights and their average, gradients, optimiser state, images, and the arena's peak."""
+    held = count_bytes(model, optimizer, average)
+    return sum(n for kind, n in held.items() if kind != "saved_bytes") + image_bytes + arena.stats()["peak_bytes"]
 
 
 def mib(n_bytes):

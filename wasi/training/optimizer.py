@@ -22,13 +22,15 @@ class Optimizer:
     gradient_bits: 32, or 16 to sum the matrices' gradients over micro-batches in bfloat16: half their memory, and a relative
     error of about sqrt(micro-batches) 2^-9. layerwise: update a part of the model and free its gradient as soon as backward
     has left it; there is then no norm to clip by. Both need `accumulate_gradient(..., after=optimizer.after_backward(lr))`.
+    groups: {parameter name: (factor on lr, weight decay or None for the one above)} (`optimizer_groups`); the factors of a layer
+    go by that of its L.
     State (momentum, moments) has the size of the parameters; a factored layer's lives in factor space and moves with its basis.
     state_bits: 32, or 16 to keep the matrices' momentum (AdamW's first moments) as bfloat16 between steps: half its memory, and a
     relative error of 2^-9 a step. Second moments stay float32: they change by less than that in a step, and would stand still.
     """
 
     def __init__(self, model, kind="sgd", momentum=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip_norm=None,
-                 gradient_bits=32, layerwise=False, state_bits=32):
+                 gradient_bits=32, layerwise=False, state_bits=32, groups=None):
         if kind not in OPTIMIZERS:
             raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {kind!r}")
         if clip_norm is not None and not clip_norm > 0:
@@ -49,6 +51,7 @@ class Optimizer:
         self.gradient_bits = gradient_bits
         self.layerwise = layerwise
         self.state_bits = state_bits
+        self.groups = groups or {}
         self.n_steps = 0
         self._norm2 = 0.0  # squared norm of what layerwise updates of this step took in already
         self._modules = list(model.named_modules())
@@ -125,13 +128,14 @@ class Optimizer:
         if not math.isfinite(norm2):
             raise FloatingPointError("the gradient is not finite: lower lr")
         scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (math.sqrt(norm2) + 1e-6))
-        for p, state in plain.values():
-            self._update_plain(p, state, lr, scale)
+        for name, (p, state) in plain.items():
+            self._update_plain(name, p, state, lr, scale)
             p.clear_gradient()
         for name, (layer, state) in factored.items():
+            rate, decay = self._group(f"{name}.L", lr)
             step = linalg.wsi_step_extended if state.n_new else linalg.wsi_step
             with self._unpacked(state):
-                _with_name(name, step, *_factors(layer), lr, scale, self.weight_decay, state, self.momentum, self.betas, self.eps,
+                _with_name(name, step, *_factors(layer), rate, scale, decay, state, self.momentum, self.betas, self.eps,
                            norms[name][1])
             layer.L.clear_gradient()
             layer.R.clear_gradient()
@@ -160,8 +164,14 @@ class Optimizer:
         n_bytes = [self.gradient_bits // 8, *(self.state_bits // 8 if m == "m" else 4 for m in MOMENTS[self.rule])]
         return (layer.out_features + layer.in_features) * (4 + sum(n_bytes))
 
-    def _update_plain(self, p, state, lr, scale):
-        decay, gradient = self.weight_decay if p.decay else 0.0, p.full_gradient()
+    def _group(self, name, lr):
+        """Learning rate and weight decay of a parameter."""
+        factor, decay = self.groups.get(name, (1.0, None))
+        return lr * factor, self.weight_decay if decay is None else decay
+
+    def _update_plain(self, name, p, state, lr, scale):
+        (lr, decay), gradient = self._group(name, lr), p.full_gradient()
+        decay = decay if p.decay else 0.0
         with self._unpacked(state):
             if self.kind == "sgd":
                 ops.sgd_update(p.data, gradient, state.arrays.get("m"), lr, self.momentum, decay, False, scale)

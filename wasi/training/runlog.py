@@ -94,11 +94,16 @@ class CsvLog:
         return self
 
     def __exit__(self, *error):
+        self.close()
+
+    def close(self):
         if self._file:
             self._file.close()
 
     def sync(self):
-        """Brings the rows to the disk; returns the file's bytes."""
+        """Brings the rows to the disk; returns the file's bytes, 0 where there is none."""
+        if self._file is None:
+            return 0
         self._file.flush()
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
@@ -112,6 +117,14 @@ class CsvLog:
 def _header(path):
     with open(path, newline="") as file:
         return next(csv.reader(file))
+
+
+def write_confusion(path, confusion, classes):
+    """Writes samples by true class (row) and predicted class (column) to a CSV file; classes: names, or () for numbers."""
+    names = list(classes) or list(range(len(confusion)))
+    with open(path, "w", newline="") as file:
+        rows = ([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
+        csv.writer(file).writerows([["true", *names], *rows])
 
 
 def read_csv(path):

@@ -9,20 +9,19 @@ from wasi.models.weights import WeightsError
 
 
 class SubspaceLog:
-    """Writes the principal angles between the column bases of a model's factored layers to subspaces.csv of a run folder.
+    """Measures the principal angles between the column bases of a model's factored layers, now and before.
 
     One row a layer, record and reference: "start", the basis when the log was made, and "previous", that of the record before.
     Keeps two copies of each basis. Raises ValueError for a model without factored layers.
     """
 
-    def __init__(self, model, log):
+    def __init__(self, model):
         self._layers = {name: m for name, m in model.named_modules()
                         if isinstance(m, DenseWeightLinear) or (isinstance(m, FactoredLinear) and not m.plain)}
         if not self._layers:
             raise ValueError("track_subspaces: the model has no factored layers")
         self._start = {name: m.basis.copy() for name, m in self._layers.items()}
         self._previous = dict(self._start)
-        self._log = log
 
     def state_dict(self):
         """({name: array}, {}) for `load_state_dict`."""
@@ -41,11 +40,12 @@ class SubspaceLog:
         self._previous = {name: arrays[f"previous.{name}"] for name in self._layers}
 
     def record(self, step):
-        """Writes the angles after that many steps."""
+        """Yields the rows of subspaces.csv after that many steps."""
         for name, layer in self._layers.items():
             basis = layer.basis.copy()
             for against, reference in (("start", self._start[name]), ("previous", self._previous[name])):
                 degrees = np.rad2deg(linalg.principal_angles(reference, basis))
-                self._log.write(step=step, layer=name, rank=basis.shape[1], against=against, mean_degrees=float(degrees.mean()),
-                                largest_degrees=float(degrees.max()), degrees=" ".join(f"{d:.4g}" for d in degrees))
+                yield {"step": step, "layer": name, "rank": basis.shape[1], "against": against,
+                       "mean_degrees": float(degrees.mean()), "largest_degrees": float(degrees.max()),
+                       "degrees": " ".join(f"{d:.4g}" for d in degrees)}
             self._previous[name] = basis
