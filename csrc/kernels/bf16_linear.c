@@ -5,7 +5,7 @@
 #include "common/scratch.h"
 #include "kernels/bf16.h"
 #include "kernels/bgemm.h"
-#include "kernels/gemm.h"
+#include "kernels/linear.h"
 
 static wasi_int tile_rows(wasi_int O, wasi_int I)
 {
@@ -19,15 +19,6 @@ static float *cut(wasi_scratch *scratch, void **products, wasi_int O, wasi_int I
     return tile;
 }
 
-/* C (m x n, rows of ldc) (+)= A op(B). */
-static wasi_status multiply(bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, wasi_int lda, const float *B, wasi_int ldb,
-                            bool add, float *C, wasi_int ldc, void *products, int n_threads)
-{
-    if (products && wasi_bgemm_pays(m, n, k))
-        return wasi_bgemm(false, tb, m, n, k, A, lda, B, ldb, NULL, add, C, ldc, products, n_threads);
-    return wasi_sgemm(false, tb, m, n, k, 1, A, lda, B, ldb, add, C, ldc, n_threads);
-}
-
 wasi_status wasi_bf16_linear_forward(float *y, const float *x, const uint16_t *W, wasi_int M, wasi_int O, wasi_int I,
                                      bool rounded, void *work, int n_threads)
 {
@@ -38,7 +29,7 @@ wasi_status wasi_bf16_linear_forward(float *y, const float *x, const uint16_t *W
     for (wasi_int o = 0; o < O; o += T) {
         wasi_int rows = WASI_MIN(T, O - o);
         WASI_TRY(wasi_bf16_expand(tile, W + o * I, rows * I, n_threads));
-        WASI_TRY(multiply(true, M, rows, I, x, I, tile, I, false, y + o, O, products, n_threads));
+        WASI_TRY(wasi_product(false, true, M, rows, I, x, I, tile, I, NULL, false, y + o, O, products, n_threads));
     }
     return WASI_OK;
 }
@@ -55,7 +46,7 @@ wasi_status wasi_bf16_linear_backward(float *dx, const float *dy, const uint16_t
     for (wasi_int o = 0; o < O; o += T) {
         wasi_int rows = WASI_MIN(T, O - o);
         WASI_TRY(wasi_bf16_expand(tile, W + o * I, rows * I, n_threads));
-        WASI_TRY(multiply(false, M, I, rows, dy + o, O, tile, I, o > 0, dx, I, products, n_threads));
+        WASI_TRY(wasi_product(false, false, M, I, rows, dy + o, O, tile, I, NULL, o > 0, dx, I, products, n_threads));
     }
     return WASI_OK;
 }

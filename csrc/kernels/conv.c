@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-#include "common/blas.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "kernels/bgemm.h"
@@ -71,10 +70,8 @@ size_t wasi_conv_work(const wasi_conv *conv, bool bfloat16, int n_threads)
 static wasi_status multiply(const conv_job *job, int part, bool ta, bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A,
                             wasi_int lda, const float *B, wasi_int ldb, bool add, float *C, wasi_int ldc)
 {
-    if (job->products && wasi_bgemm_pays(m, n, k))
-        return wasi_bgemm(ta, tb, m, n, k, A, lda, B, ldb, NULL, add, C, ldc,
-                          job->products + (size_t)part * wasi_bgemm_work(1), 1);
-    return wasi_sgemm1(ta, tb, m, n, k, 1, A, lda, B, ldb, add, C, ldc);
+    char *work = job->products ? job->products + (size_t)part * wasi_bgemm_work(1) : NULL;
+    return wasi_product(ta, tb, m, n, k, A, lda, B, ldb, NULL, add, C, ldc, work, 1);
 }
 
 static wasi_status forward_lines(void *ctx, wasi_int begin, wasi_int end, int part)

@@ -37,30 +37,29 @@ static wasi_status sum_rows(float *db, const float *dy, wasi_int M, wasi_int O, 
     return wasi_parallel(n_threads, O, 64, sum_rows_part, &job);
 }
 
-/* C (m x n) (+)= op(A) op(B) + b; b may be NULL. All matrices are whole: their rows lie side by side. */
-static wasi_status multiply(bool ta, bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, const float *B, const float *b,
-                            bool add, float *C, void *work, int n_threads)
+wasi_status wasi_product(bool ta, bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, wasi_int lda,
+                         const float *B, wasi_int ldb, const float *b, bool add, float *C, wasi_int ldc, void *work,
+                         int n_threads)
 {
-    wasi_int lda = ta ? m : k, ldb = tb ? k : n;
     if (work && wasi_bgemm_pays(m, n, k))
-        return wasi_bgemm(ta, tb, m, n, k, A, lda, B, ldb, b, add, C, n, work, n_threads);
-    WASI_TRY(wasi_sgemm(ta, tb, m, n, k, 1, A, lda, B, ldb, add, C, n, n_threads));
+        return wasi_bgemm(ta, tb, m, n, k, A, lda, B, ldb, b, add, C, ldc, work, n_threads);
+    WASI_TRY(wasi_sgemm(ta, tb, m, n, k, 1, A, lda, B, ldb, add, C, ldc, n_threads));
     return b ? add_bias(C, b, m, n, n_threads) : WASI_OK;
 }
 
 wasi_status wasi_linear_forward(float *y, const float *x, const float *W, const float *b, wasi_int M, wasi_int O,
                                 wasi_int I, void *work, int n_threads)
 {
-    return multiply(false, true, M, O, I, x, W, b, false, y, work, n_threads);
+    return wasi_product(false, true, M, O, I, x, I, W, I, b, false, y, O, work, n_threads);
 }
 
 wasi_status wasi_linear_backward(float *dx, float *dW, float *db, const float *dy, const float *x, const float *W,
                                  wasi_int M, wasi_int O, wasi_int I, void *work, int n_threads)
 {
     if (dx)
-        WASI_TRY(multiply(false, false, M, I, O, dy, W, NULL, false, dx, work, n_threads));
+        WASI_TRY(wasi_product(false, false, M, I, O, dy, O, W, I, NULL, false, dx, I, work, n_threads));
     if (dW)
-        WASI_TRY(multiply(true, false, O, I, M, dy, x, NULL, true, dW, work, n_threads));
+        WASI_TRY(wasi_product(true, false, O, I, M, dy, O, x, I, NULL, true, dW, I, work, n_threads));
     return db ? sum_rows(db, dy, M, O, n_threads) : WASI_OK;
 }
 

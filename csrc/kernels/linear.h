@@ -8,7 +8,14 @@
 #ifndef WASI_KERNELS_LINEAR_H
 #define WASI_KERNELS_LINEAR_H
 
+#include <stdbool.h>
+
 #include "common/status.h"
+
+/* C (m x n, ldc apart) (+)= op(A) op(B) + b, as sgemm has it; b (n) may be NULL, and wants ldc = n. */
+wasi_status wasi_product(bool ta, bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, wasi_int lda,
+                         const float *B, wasi_int ldb, const float *b, bool add, float *C, wasi_int ldc, void *work,
+                         int n_threads);
 
 /* y = x W' + b; b may be NULL. */
 wasi_status wasi_linear_forward(float *y, const float *x, const float *W, const float *b, wasi_int M, wasi_int O,
