@@ -119,10 +119,16 @@ class TensorFile:
                                f"({error})") from error
 
     def shape(self, name):
-        return tuple(self._file.get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
 
     def dtype(self, name):
-        return self._file.get_slice(name).get_dtype()
+        return self._slice(name).get_dtype()
+
+    def _slice(self, name):
+        try:
+            return self._file.get_slice(name)
+        except SafetensorError as error:
+            raise WeightsError(f"weights: {self.path.name} has no tensor {name!r}") from error
 
     def raw(self, name):
         """The tensor as the file has it, copied. bfloat16 that was not saved as bits is refused by TypeError."""
