@@ -233,10 +233,10 @@ def _read_hugging_face(path):
 def _shards(index):
     """The files that an index names, in its own folder."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"weights: {index.name} is not an index of safetensors files ({error})") from error
     outside = [name for name in names if Path(name).name != name]
-    if outside:
+    if outside or not names:
         raise WeightsError(f"weights: {index.name} names files outside its folder: {', '.join(outside)}")
     return [index.parent / name for name in names]
