@@ -124,7 +124,10 @@ class Plan:
             record = json.loads(path.read_bytes(), parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise PlanError(f"plan: {path.name} is not JSON ({error})") from error
-        return _read_plan(record)
+        try:
+            return _read_plan(record)
+        except PlanError as error:
+            raise PlanError(f"{error} [{path.name}]") from error
 
     def check(self, model):
         """Raises PlanError where the plan was made for another model, naming what differs."""
