@@ -128,9 +128,12 @@ def write_confusion(path, confusion, classes):
 
 
 def read_csv(path):
-    """The rows of a CsvLog as dicts of text."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of a CsvLog as dicts of text. Raises ValueError, naming the file, where it is none."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a log of a run ({error})") from error
 
 
 def environment():
@@ -159,18 +162,30 @@ def _cpu_model():
 
 
 def read_result(path):
-    """The result.json of a run folder as a dict, or None where no run has ended there on its own."""
+    """The result.json of a run folder as a dict, or None where no run has ended there on its own.
+
+    Raises ValueError, naming the file, where it is none.
+    """
     file = Path(path) / "result.json"
     if not file.exists():
         return None
-    result = json.loads(file.read_text())
-    return None if result["interrupted"] else result
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        return None if result["interrupted"] else result
+    except (LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: not the result of a run ({type(error).__name__}: {error})") from error
 
 
 def read_steps(path):
-    """The columns of a steps.csv as float arrays by name; NaN where the version that wrote it had no such column."""
+    """The columns of a steps.csv as float arrays by name; NaN where the version that wrote it had no such column.
+
+    Raises ValueError, naming the file, where it is none.
+    """
     rows = read_csv(path)
-    return {field: np.array([float(row.get(field) or "nan") for row in rows]) for field in STEP_FIELDS}
+    try:
+        return {field: np.array([float(row.get(field) or "nan") for row in rows]) for field in STEP_FIELDS}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a log of steps ({error})") from error
 
 
 def draw_loss(axes, runs):
