@@ -184,6 +184,8 @@ class Checkpoint:
                 raise CheckpointError(f"damaged: {', '.join(damaged)}")
             if self.state["format_version"] == 1:
                 self.state["parts"] |= {f"callback.{name}": {"n_bytes": n} for name, n in self.state["logs"].items()}
+            if not isinstance(self.state["environment"], dict):
+                raise CheckpointError("environment: expected an object")
             self.progress = Progress(**self.state["progress"])
             for name in ("step", "epoch", "done", "n", "saved_bytes", "counted_peak_bytes", "step_peak_bytes", "peak_rss_bytes"):
                 value = getattr(self.progress, name)
