@@ -49,3 +49,20 @@ def test_tokenizer_json(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match="tokenizer.json cannot be read"):
         load_tokenizer(tmp_path)
+
+
+def test_merging_is_that_of_a_search_for_the_best_pair_each_time(tmp_path, rng):
+    pieces = [b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % i for i in range(256)), b" ", b"a", b"b", b"c"]
+    pieces += sorted({bytes(rng.choice(list(b" abc"), rng.integers(2, 6))) for _ in range(120)})
+    scores = rng.integers(0, 9, len(pieces))  # many ties
+    path = tmp_path / "tokenizer.bin"
+    path.write_bytes(struct.pack("<i", 5) + b"".join(struct.pack("<fi", s, len(p)) + p for s, p in zip(scores, pieces)))
+    tokenizer, by_text = load_tokenizer(path), {p: i for i, p in reversed(list(enumerate(pieces)))}
+    for n in (1, 2, 3, 10, 100, 100):
+        text = "".join(rng.choice(list(" abcé"), n))
+        ids = [i for c in " " + text for i in ([by_text[c.encode()]] if c.encode() in by_text else [b + 3 for b in c.encode()])]
+        while pairs := [(-scores[by_text[m]], i, by_text[m]) for i, m in
+                        enumerate(pieces[a] + pieces[b] for a, b in zip(ids, ids[1:])) if m in by_text]:
+            _, i, merged = min(pairs)
+            ids[i : i + 2] = [merged]
+        assert tokenizer.encode(text, bos=False) == ids

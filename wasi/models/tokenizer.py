@@ -1,5 +1,6 @@
 """From text to token ids and back: llama2.c's tokenizer files, and any tokenizer.json through the `tokenizers` library."""
 
+import heapq
 import re
 import struct
 from pathlib import Path
@@ -63,16 +64,35 @@ class Llama2cTokenizer:
         for character in (" " + text if text else ""):
             piece = character.encode()
             ids += [self._ids[piece]] if piece in self._ids else [byte + 3 for byte in piece]
-        while True:
-            best = None
-            for i, pair in enumerate(zip(ids, ids[1:])):
-                merged = self._ids.get(self._tokens[pair[0]] + self._tokens[pair[1]])
-                if merged is not None and (best is None or self._scores[merged] > best[0]):
-                    best = self._scores[merged], i, merged
-            if best is None:
-                return ([self.bos] if bos else []) + ids
-            _, i, merged = best
-            ids[i : i + 2] = [merged]
+        return ([self.bos] if bos else []) + self._merged(ids)
+
+    def _merged(self, ids):
+        """The ids after the neighbours of the highest score, the leftmost first, have been merged until none can be.
+
+        A heap of the pairs that can be, over a linked list: n log n, where a search for the best each time takes n^2.
+        """
+        n = len(ids)
+        left, right = list(range(-1, n - 1)), list(range(1, n + 1))  # neighbours by position; a merged pair stays at its first
+        heap = []
+
+        def offer(i, j):
+            merged = self._ids.get(self._tokens[ids[i]] + self._tokens[ids[j]])
+            if merged is not None:
+                heapq.heappush(heap, (-self._scores[merged], i, j, merged, ids[i], ids[j]))
+
+        for i in range(n - 1):
+            offer(i, i + 1)
+        while heap:
+            _, i, j, merged, first, second = heapq.heappop(heap)
+            if ids[i] != first or ids[j] != second or right[i] != j:
+                continue  # one of them has been merged since
+            ids[i], ids[j], right[i] = merged, None, right[j]
+            if right[j] < n:
+                left[right[j]] = i
+                offer(i, right[j])
+            if left[i] >= 0:
+                offer(left[i], i)
+        return [token for token in ids if token is not None]
 
     def decode(self, ids):
         """The text of ids; control tokens have none, damaged UTF-8 becomes U+FFFD."""
