@@ -32,6 +32,13 @@ SPLITS = {
 # An encoded image inside of an archive is read whole; a longer one is refused.
 MAX_ENCODED_BYTES = 1 << 28
 
+# Beyond the images that may be kept, so much of a .tar.gz is decompressed: of more, its images cannot fit.
+_MORE_BYTES = 1 << 26
+
+# A name or an extended header of a tar archive, and the header of an array in a .npz: what is longer is refused unread.
+_MAX_HEADER_BYTES = 1 << 16
+_EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
 
 def open_dataset(path, split="train", memory_limit_bytes=1 << 30):
     """One split of a source of labelled images as a `Dataset`; a source without splits is all "train".
@@ -133,13 +140,20 @@ class _Member(tarfile.TarInfo):
     """Member whose damaged header is an error; tarfile takes one for the end, and so drops the rest."""
 
     @classmethod
+    def frombuf(cls, *args):
+        member = super().frombuf(*args)
+        if member.type in _EXTENSIONS and not 0 <= member.size <= _MAX_HEADER_BYTES:  # tarfile would read it whole
+            raise tarfile.ReadError(f"damaged header (an extended header of {member.size} bytes)")
+        return member
+
+    @classmethod
     def fromtarfile(cls, archive):
         try:
             member = super().fromtarfile(archive)
         except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError) as end:
             archive.has_end_mark = isinstance(end, tarfile.EOFHeaderError)
             raise
-        except (tarfile.HeaderError, ValueError, OverflowError) as error:
+        except (tarfile.HeaderError, ValueError, OverflowError, IndexError, KeyError, RecursionError) as error:
             raise tarfile.ReadError(f"damaged header ({error})") from None
         if not 0 <= member.size < 1 << 60:
             raise tarfile.ReadError(f"damaged header (a size of {member.size} bytes)")
@@ -198,11 +212,27 @@ class _Slices:
         return io.BytesIO(data)
 
 
+class _Limited:
+    """A file that is read up to so many bytes."""
+
+    def __init__(self, file, path, n_bytes):
+        self._file, self._path, self._left = file, path, n_bytes
+
+    def read(self, n):
+        data = self._file.read(n)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f"{self._path}: it decompresses to more than memory_limit_bytes allows; gunzip it: a plain .tar is "
+                             "read in place")
+        return data
+
+
 def _open_tar_gz(path, memory_limit_bytes):
     problems = Problems()
     files, folders, total = {}, set(), 0
     try:
-        with gzip.open(path) as unzipped:
+        with gzip.open(path) as file:
+            unzipped = _Limited(file, path, memory_limit_bytes + _MORE_BYTES)
             with tarfile.open(path, "r|", unzipped, tarinfo=_Member, errors="backslashreplace") as archive:
                 for parts, member in _image_members(archive, folders, problems):
                     if not _is_image(parts):
@@ -333,8 +363,12 @@ def _open_npz(path, memory_limit_bytes):
                     key: _labels(path, labels_key, archive[labels_key], len(arrays[key]))
                     for key, (_, labels_key) in pairs.items()
                 }
-                classes = [str(name) for name in archive["classes"]] if "classes" in headers else None
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+                classes = [str(name) for name in archive["classes"].ravel()] if "classes" in headers else None
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile and NumPy raise a dozen types on damaged files
+            if str(path) in str(error):
+                raise
             reason = str(error) or type(error).__name__
             raise ValueError(f"{path}: not a whole .npz archive: {reason}") from error
 
@@ -357,19 +391,25 @@ def _npz_headers(path, file):
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
-                try:
-                    major, _ = np.lib.format.read_magic(member)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if major == 1
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = read(member)
-                except ValueError as error:
-                    raise ValueError(f"{path}: {name}: not an array: {error}") from None
+                start = io.BytesIO(member.read(_MAX_HEADER_BYTES))
+            try:
+                major, _ = np.lib.format.read_magic(start)
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if major == 1
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(start)
+            except Exception as error:  # the parser of its literals raises a dozen types
+                raise ValueError(f"{path}: {name}: not an array: {error}") from None
             if dtype.hasobject:
                 raise ValueError(f"{path}: {name}: holds Python objects, which are not loaded")
-            headers[name.removesuffix(".npy")] = shape, dtype
+            key = name.removesuffix(".npy")
+            if key in headers:
+                raise ValueError(f"{path}: {key}: two arrays of that name")
+            if not all(0 <= n < 1 << 48 for n in shape):
+                raise ValueError(f"{path}: {name}: an impossible shape {shape}")
+            headers[key] = shape, dtype
     return headers
 
 
