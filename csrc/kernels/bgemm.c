@@ -73,11 +73,7 @@ static wasi_status product_part(void *ctx, wasi_int begin, wasi_int end, int par
 
 bool wasi_bgemm_available(void)
 {
-#if defined(__x86_64__)
-    return WASI_PICK(wasi_bgemm_built)() && __builtin_cpu_supports("avx512bf16");
-#else
-    return false;
-#endif
+    return WASI_PICK(wasi_bgemm_supported)();
 }
 
 static bool knob;

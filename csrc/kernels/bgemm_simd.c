@@ -8,9 +8,9 @@
 
 enum { ROWS = WASI_BGEMM_ROWS, COLUMNS = WASI_BGEMM_COLUMNS, LANES = 16, HALVES = COLUMNS / LANES };
 
-bool WASI_SIMD(wasi_bgemm_built)(void)
+bool WASI_SIMD(wasi_bgemm_supported)(void)
 {
-    return true;
+    return __builtin_cpu_supports("avx512bf16");
 }
 
 /* The first n of 16 lanes; n may be negative or larger. */
@@ -131,7 +131,7 @@ BF16 void WASI_SIMD(wasi_bgemm_tile)(float *C, wasi_int ldc, const uint32_t *til
 
 #else
 
-bool WASI_SIMD(wasi_bgemm_built)(void)
+bool WASI_SIMD(wasi_bgemm_supported)(void)
 {
     return false;
 }

@@ -13,8 +13,8 @@
 
 enum { WASI_BGEMM_ROWS = 12, WASI_BGEMM_COLUMNS = 32 };
 
-/* Whether this build of the loops has them. */
-WASI_SIMD_DECLARE(bool, wasi_bgemm_built, (void));
+/* Whether this build of the loops has them, and the processor too. */
+WASI_SIMD_DECLARE(bool, wasi_bgemm_supported, (void));
 
 /* Units of n <= width vectors of length K: vector j starts at source + j ld, its numbers lie side by side. */
 WASI_SIMD_DECLARE(void, wasi_bgemm_pack_rows, (uint32_t *units, int width, const float *source, wasi_int ld, wasi_int n,
