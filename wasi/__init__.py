@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from wasi._core import Arena, get_num_threads, set_num_threads
     from wasi.models import (
         create_model,
+        export,
         factorize,
         generate,
         list_models,
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
     from wasi.planning import plan
 
 __version__ = "0.1.0"
-__all__ = ["Arena", "Plan", "create_model", "factorize", "generate", "get_matmul_precision", "get_num_threads", "linalg",
-           "list_models", "load_llama", "load_model", "load_tokenizer", "load_weights", "merge", "ops", "optimize_for_inference",
-           "plan", "save_model", "set_matmul_precision", "set_num_threads"]
+__all__ = ["Arena", "Plan", "create_model", "export", "factorize", "generate", "get_matmul_precision", "get_num_threads",
+           "linalg", "list_models", "load_llama", "load_model", "load_tokenizer", "load_weights", "merge", "ops",
+           "optimize_for_inference", "plan", "save_model", "set_matmul_precision", "set_num_threads"]
 
 # Where the public names are. Each is imported when it is first asked for, so that `wasi --help` is quick.
 _HOMES = {"Arena": "_core", "get_num_threads": "_core", "set_num_threads": "_core", "get_matmul_precision": "ops",

@@ -23,6 +23,9 @@ STARTS = ("svd", "whitened", "gradient")
 # How linear layers multiply.
 PRECISIONS = ("float32", "bfloat16")
 
+# What models are exported as.
+EXPORTS = ("timm", "torchvision", "hugging-face", "onnx")
+
 # Those that can be planned, and how.
 PLANNED = ("dense", "asi", "wsi", "wasi", "qwasi")
 MODES = ("approximate", "exact")

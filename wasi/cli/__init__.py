@@ -11,7 +11,9 @@ from wasi.cli import arguments
 
 COMMANDS = {
     "compare": "train by several methods over several seeds: accuracy against memory and time",
+    "export": "write a model for PyTorch's libraries or as ONNX",
     "generate": "continue a text by a decoder of the Llama architecture",
+    "info": "what a model file holds: layers, ranks, parameters, bytes",
     "plan": "choose ranks and policies for a memory budget, for `wasi train --plan`",
     "plot-ranks": "draw ranks by step and layer from a run folder",
     "plot-subspaces": "draw how far the factored layers' subspaces turn, from a run folder",

@@ -3,7 +3,7 @@
 Nothing heavy is imported here, so that help and mistyped options are quick.
 """
 
-from wasi.names import METHODS, MODES, PLANNED, PRECISIONS, STARTS, TASKS
+from wasi.names import EXPORTS, METHODS, MODES, PLANNED, PRECISIONS, STARTS, TASKS
 
 
 def add_machine_options(parser):
@@ -95,6 +95,19 @@ def compare(parser):
     parser.add_argument("--plot-only", action="store_true", help="train nothing; read the runs in --out again")
 
 
+def export(parser):
+    """Writes a trained model for other programs: safetensors that timm, torchvision or Hugging Face's transformers load as they
+    are, or ONNX. Factors, residuals and updates are multiplied out to dense weights.
+    """
+    add = parser.add_argument
+    add("model", help="file of wasi's own (model.safetensors of a run, a checkpoint), or a run folder")
+    add("out", help="file to write; for hugging-face a folder")
+    add("--format", choices=EXPORTS, help="(default: onnx for a name that ends so, else timm, of decoders hugging-face)")
+    add("--factored", action="store_true", help="two linears for each layer of factors, NAME.0 and NAME.1, in place of one")
+    add("--opset", type=int, default=17, help="of ONNX")
+    add("--overwrite", action="store_true", help="replace what is there")
+
+
 def generate(parser):
     """Continues a text by a decoder of the Llama architecture, from a cache of keys and values."""
     add = parser.add_argument
@@ -108,6 +121,12 @@ def generate(parser):
     add("--top-p", type=float, default=1.0, help="sample only among the fewest tokens that together are so probable")
     add("--seed", type=int, default=0, help="of the sampling")
     add_machine_options(parser)
+
+
+def info(parser):
+    """Prints what a model file holds: architecture, layers with ranks and bits, parameters, bytes, progress of a checkpoint."""
+    parser.add_argument("model", help="file of wasi's own (model.safetensors of a run, a checkpoint), or a run folder; of other "
+                                      "safetensors files the tensors are listed")
 
 
 def plan(parser):

@@ -40,6 +40,10 @@ class LoraLinear(LinearBase):
         return self.B.data.shape[0]
 
     @property
+    def rank(self):
+        return self.A.data.shape[0]
+
+    @property
     def in_features(self):
         return self.A.data.shape[1]
 

@@ -1,6 +1,7 @@
 """What every layer is made of: parameters, a tree of modules, and what forward keeps for backward."""
 
 import contextlib
+import math
 
 import numpy as np
 
@@ -167,8 +168,9 @@ class Module:
         return 0
 
     def weights_by_module(self):
-        """A dict for each module here that holds weights: name, kind (its class), shape, rank (None without factors),
-        trained (numbers), trained_bytes and frozen_bytes (quantised weights and followed factors are frozen)."""
+        """A dict for each module here that holds weights: name, kind (its class), shape, rank (None without factors), bits (of
+        frozen weights that are not float32, else None), parameters and trained (numbers), trained_bytes and frozen_bytes
+        (quantised weights and followed factors are frozen)."""
         rows = []
         for name, module in self.named_modules():
             own = [v for v in vars(module).values() if isinstance(v, Parameter)]
@@ -178,38 +180,49 @@ class Module:
                      else own[0].data.shape if own else ())
             trained = sum(p.data.size for p in own if p.trainable)
             frozen = sum(p.data.nbytes for p in own if not p.trainable) + module.fixed_bytes
+            packed, bits = getattr(module, "quantized", None), None
+            if packed is not None:
+                bits = packed.bits
+            elif isinstance(getattr(module, "bits", None), np.ndarray):
+                packed, bits = module.bits, 16  # bfloat16
+            parameters = sum(p.data.size for p in own) + (0 if packed is None else math.prod(packed.shape))
             rows.append({"name": name, "kind": type(module).__name__, "shape": list(shape), "rank": getattr(module, "rank", None),
-                         "trained": trained, "trained_bytes": 4 * trained, "frozen_bytes": frozen})
+                         "bits": bits, "parameters": parameters, "trained": trained, "trained_bytes": 4 * trained,
+                         "frozen_bytes": frozen})
         return rows
 
     def summary(self):
-        """The layers that hold weights as a table: shape, rank, trained numbers, bytes trained and frozen.
+        """The layers that hold weights as a table: shape, rank, bits of frozen weights, numbers, bytes trained and frozen.
 
         >>> from wasi.layers import Linear
         >>> print(Linear(np.zeros((2, 3)), np.zeros(2)).summary())
-        layer                         kind                         shape  rank      trained      bytes     frozen
-        (itself)                      Linear                       2 x 3     -            8         32          0
-        total                                                                             8         32          0
+        layer                         kind                         shape  rank bits  parameters      trained      bytes     frozen
+        (itself)                      Linear                       2 x 3     -    -           8            8         32          0
+        total                                                                                 8            8         32          0
         """
         rows = self.weights_by_module()
-        lines = [f"{'layer':<30}{'kind':<18}{'shape':>16}{'rank':>6}{'trained':>13}{'bytes':>11}{'frozen':>11}"]
+        lines = [f"{'layer':<30}{'kind':<18}{'shape':>16}{'rank':>6}{'bits':>5}{'parameters':>12}{'trained':>13}{'bytes':>11}"
+                 f"{'frozen':>11}"]
         for row in rows:
             shape = " x ".join(map(str, row["shape"]))
             lines.append(f"{row['name'] or '(itself)':<30}{row['kind']:<18}{shape:>16}{row['rank'] or '-':>6}"
-                         f"{row['trained']:>13,}{row['trained_bytes']:>11,}{row['frozen_bytes']:>11,}")
-        totals = [sum(row[key] for row in rows) for key in ("trained", "trained_bytes", "frozen_bytes")]
-        return "\n".join([*lines, f"{'total':<70}{totals[0]:>13,}{totals[1]:>11,}{totals[2]:>11,}"])
+                         f"{row['bits'] or '-':>5}{row['parameters']:>12,}{row['trained']:>13,}{row['trained_bytes']:>11,}"
+                         f"{row['frozen_bytes']:>11,}")
+        totals = [sum(row[key] for row in rows) for key in ("parameters", "trained", "trained_bytes", "frozen_bytes")]
+        return "\n".join([*lines, f"{'total':<75}{totals[0]:>12,}{totals[1]:>13,}{totals[2]:>11,}{totals[3]:>11,}"])
 
     def print_trainable_parameters(self):
-        """Prints how many numbers are trained, their bytes, and those of the frozen rest.
+        """Prints how many numbers are trained, out of how many, their bytes, and those of the frozen rest.
 
         >>> from wasi.layers import Linear
         >>> Linear(np.zeros((2, 3)), np.zeros(2)).print_trainable_parameters()
-        trained: 8 parameters, 32 bytes; frozen: 0 bytes
+        trained: 8 of 8 parameters (100.0 %), 32 bytes; frozen: 0 bytes
         """
         rows = self.weights_by_module()
-        trained, n_bytes, frozen = (sum(row[key] for row in rows) for key in ("trained", "trained_bytes", "frozen_bytes"))
-        print(f"trained: {trained:,} parameters, {n_bytes:,} bytes; frozen: {frozen:,} bytes")
+        trained, total, n_bytes, frozen = (sum(row[key] for row in rows)
+                                           for key in ("trained", "parameters", "trained_bytes", "frozen_bytes"))
+        share = 100 * trained / total if total else 0.0
+        print(f"trained: {trained:,} of {total:,} parameters ({share:.1f} %), {n_bytes:,} bytes; frozen: {frozen:,} bytes")
 
 
 def arrays_in(value):

@@ -1,5 +1,6 @@
 """Models: compositions of layers, and published weights."""
 
+from wasi.models.exporting import export
 from wasi.models.factorize import FactorizedLayer, factorization_table, factorize, find_targets
 from wasi.models.factory import create_model, list_models, load_model
 from wasi.models.generation import generate, perplexity
@@ -12,6 +13,6 @@ from wasi.models.vit import VisionTransformer, ViTConfig
 from wasi.models.weights import LoadReport, WeightsError, load_weights, save_model
 
 __all__ = ["FactorizedLayer", "InferenceChoice", "Llama", "LlamaConfig", "LoadReport", "SwinConfig", "SwinTransformer",
-           "TokenizerError", "ViTConfig", "VisionTransformer", "WeightsError", "create_model", "factorization_table",
-           "factorize", "find_targets", "generate", "list_models", "load_llama", "load_model", "load_tokenizer",
-           "load_weights", "merge", "optimize_for_inference", "perplexity", "save_hugging_face", "save_model"]
+           "TokenizerError", "ViTConfig", "VisionTransformer", "WeightsError", "create_model", "export",
+           "factorization_table", "factorize", "find_targets", "generate", "list_models", "load_llama", "load_model",
+           "load_tokenizer", "load_weights", "merge", "optimize_for_inference", "perplexity", "save_hugging_face", "save_model"]

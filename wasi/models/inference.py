@@ -49,7 +49,7 @@ def merge(model):
     >>> model.blocks[0].mlp.fc1.weight.data.shape
     (256, 64)
     """
-    for name, layer in _mergeable(model):
+    for name, layer in mergeable(model):
         model.set_module(name, _dense(layer))
     tables = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Bf16Embedding)]
     for name, layer in tables:
@@ -75,7 +75,7 @@ def optimize_for_inference(model, example, rounds=7, verbose=True):
     >>> len(model.inference_choices)  # fc1 and fc2
     2
     """
-    recorders = {name: _Recorder(layer) for name, layer in _mergeable(model)}
+    recorders = {name: _Recorder(layer) for name, layer in mergeable(model)}
     with model.replaced(recorders):
         model.forward(example)
     for _, p in model.named_parameters():
@@ -98,7 +98,7 @@ def optimize_for_inference(model, example, rounds=7, verbose=True):
     return model
 
 
-def _mergeable(model):
+def mergeable(model):
     """(name, layer) of what is not dense already; outermost, so a layer made of such layers is one."""
     found = []
     for name, layer in model.named_modules():

@@ -8,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from wasi.models.llama import Llama, LlamaConfig, random_arrays
-from wasi.models.weights import TensorFile, WeightsError
+from wasi.models.weights import TensorFile, WeightsError, atomic_file, write_tensors
 
 _HEADER = "dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len"
 
@@ -33,7 +32,10 @@ _HUGGING_FACE = [
 
 
 def hugging_face_name(name, classifier=False):
-    """The name that Hugging Face's Llama gives one of our parameters."""
+    """The name that Hugging Face's Llama gives one of our parameters, or of the two linears NAME.0, NAME.1 that stand for one."""
+    part = re.fullmatch(r"(.+)\.([01])\.weight", name)
+    if part:
+        return hugging_face_name(f"{part[1]}.weight", classifier).removesuffix("weight") + f"{part[2]}.weight"
     if name == "head.weight":
         return "score.weight" if classifier else "lm_head.weight"
     for pattern, replacement in _HUGGING_FACE:
@@ -130,22 +132,31 @@ def save_hugging_face(model, folder):
 
     folder: made where it does not exist. Raises ValueError for a model with other layers than dense ones: `wasi.merge` it first.
     """
-    config, shapes = model.config, model.config.shapes()
-    parameters = dict(model.named_parameters())
+    shapes, parameters = model.config.shapes(), dict(model.named_parameters())
     if parameters.keys() != shapes.keys():
         raise ValueError("model: expected dense layers alone, as wasi.merge gives them; these are not: "
                          f"{', '.join(sorted(shapes.keys() - parameters.keys()))}")
+    write_hugging_face(folder, model.config, {name: p.data for name, p in parameters.items()})
+
+
+def write_hugging_face(folder, config, tensors, classes=None):
+    """Writes a decoder's config.json and model.safetensors by Hugging Face's names; each appears whole or not at all.
+
+    tensors: {our name: array}; classes: names of a classifier's classes.
+    """
     classifier = config.num_classes is not None
     settings = {"architectures": ["LlamaForSequenceClassification" if classifier else "LlamaForCausalLM"], "model_type": "llama",
                 "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32",
                 "tie_word_embeddings": config.tied, **{key: getattr(config, ours) for key, ours in _SETTINGS.items()}}
     if classifier:
-        settings["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
+        names = classes or [f"LABEL_{i}" for i in range(config.num_classes)]
+        settings["id2label"] = {str(i): name for i, name in enumerate(names)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({hugging_face_name(name, classifier): p.data for name, p in parameters.items()}, folder / "model.safetensors",
-              {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    tensors = {hugging_face_name(name, classifier): np.ascontiguousarray(a, np.float32) for name, a in tensors.items()}
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    with atomic_file(folder / "config.json") as file:
+        file.write((json.dumps(settings, indent=1) + "\n").encode())
 
 
 def read_config(path):

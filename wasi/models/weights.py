@@ -4,6 +4,7 @@ A file of wasi's own holds timm names (a factored layer's `weight` becomes `L` a
 `load_model` needs nothing else.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 FORMAT_VERSION = 1
 
 PARTIAL = ".part"  # ends the name of a file that is being written
-_DTYPES = {"float32": "F32", "float64": "F64", "uint8": "U8", "uint16": "U16"}
+_DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64", "uint8": "U8", "uint16": "U16"}
 
 # torchvision's names of ViT and Swin, as patterns, and timm's.
 _TORCHVISION = [
@@ -303,26 +304,16 @@ def model_tensors(model, extra=None):
                                          "config": asdict(model.config), "layers": layers, "extra": extra or {}})}
 
 
-def write_tensors(path, tensors, metadata):
-    """Writes a safetensors file array by array, without copies of them. It appears whole or not at all, and survives a power cut.
-
-    tensors: {name: array}; metadata: {key: text}. Raises OSError; then nothing is left behind.
+@contextlib.contextmanager
+def atomic_file(path):
+    """A context that gives a binary file to write; what was written appears as `path` at its end, whole or, where the body
+    raises, not at all, and survives a power cut. Raises OSError; then nothing is left behind.
     """
     path = Path(path)
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # each lies at a multiple of its item's size
-    header, end = {"__metadata__": metadata}, 0
-    for name in order:
-        array = tensors[name]
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -334,6 +325,25 @@ def write_tensors(path, tensors, metadata):
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_tensors(path, tensors, metadata):
+    """Writes a safetensors file array by array, without copies of them, as an `atomic_file`.
+
+    tensors: {name: array}; metadata: {key: text}. Raises OSError; then nothing is left behind.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # each lies at a multiple of its item's size
+    header, end = {"__metadata__": metadata}, 0
+    for name in order:
+        array = tensors[name]
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
 
 
 def check_arrays(what, arrays, shapes):

@@ -41,17 +41,15 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
 
     Parameters
     ----------
-    module: any model whose linears are float32 on the CPU. Layers that are frozen, or of a subclass of
-    nn.Linear, stay as they are. method: one of METHODS with its `options`, or a `wasi.Plan`, whose layers are
-    then found by their names; micro-batches, recomputed
-        blocks and the bits of GELU are the business of your loop and model.
-    options: a MethodOptions: targets (groups "mlp", "attn", "all" of timm's and Llama's names, dotted tails
-    such as "fc1" or
-        "attention.query", or "all-linear"), ranks, bits, start, activation_ranks.
-    exclude_modules: targets that stay. calibration: an iterable of losses, computed as it is walked:
-    ``(F.cross_entropy(model(x), y) for x, y in batches)``. The factors
-        then start from the layers' inputs or gradients there ("whitened", "gradient") instead of the plain
-        SVD of the weights.
+    module: any model whose linears are float32 on the CPU. Layers that are frozen, or of a subclass of nn.Linear, stay.
+    method: one of METHODS with its `options`, or a `wasi.Plan`, whose layers are then found by their names; its
+        micro-batches, recomputed blocks and bits of GELU are the business of your loop and model.
+    options: a MethodOptions: targets (groups "mlp", "attn", "all" of timm's and Llama's names, dotted tails such as "fc1"
+        or "attention.query", or "all-linear"), ranks, bits, start, activation_ranks.
+    exclude_modules: targets that stay.
+    calibration: an iterable of losses, computed as it is walked:
+        ``(F.cross_entropy(model(x), y) for x, y in batches)``. The factors then start from the layers' inputs or gradients
+        there ("whitened", "gradient") instead of the plain SVD of the weights.
     verbose: print a table of ranks and parameters.
 
     Make the optimiser afterwards: factors are new parameters (biases, and weights that stay dense, are not).

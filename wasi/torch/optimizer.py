@@ -21,13 +21,13 @@ class WSI(torch.optim.Optimizer):
 
     Parameters
     ----------
-    module: the converted model. params: parameters or groups of them as any PyTorch optimiser takes; L and R
-    of a layer belong in one
-        group (default: all that require a gradient, those of fewer than two dimensions without weight decay).
-    lr, momentum, betas, eps: as usual; kind: "sgd" (heavy ball; weight decay is added to the gradient) or
-    "adamw" (decoupled). clip_norm: the largest norm of the whole gradient, or None. A factored layer counts
-    with the norm of its gradient's projection on
-        the tangent space of rank-K matrices, which torch.nn.utils.clip_grad_norm_ does not know.
+    module: the converted model.
+    params: parameters or groups of them as any PyTorch optimiser takes; L and R of a layer belong in one group (default:
+        all that require a gradient, those of fewer than two dimensions without weight decay).
+    kind: "sgd" (heavy ball; weight decay is added to the gradient) or "adamw" (decoupled).
+    lr, momentum, weight_decay, betas, eps: as usual.
+    clip_norm: the largest norm of the whole gradient, or None. A factored layer counts with the norm of its gradient's
+        projection on the tangent space of rank-K matrices, which torch.nn.utils.clip_grad_norm_ does not know.
 
     After a step `gradient_norm` is the norm before clipping. Raises ValueError for what does not fit,
     TypeError for parameters that are not float32 on the CPU; `step` raises FloatingPointError where the

@@ -1,0 +1,142 @@
+"""Hands models on: weights under the names that PyTorch's libraries have for them, dense or as two linears a layer."""
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from wasi import ops
+from wasi.layers import FactoredLinear
+from wasi.layers.frozen import Bf16Embedding
+from wasi.layers.windows import WindowAttention, relative_positions
+from wasi.models.inference import mergeable
+from wasi.models.llama_files import write_hugging_face
+from wasi.models.weights import atomic_file, published_shape, write_tensors
+
+# What each architecture can be exported as.
+FORMATS = {"vit": ("timm", "torchvision", "onnx"), "swin": ("timm", "torchvision", "onnx"),
+           "llama": ("hugging-face", "onnx")}
+
+# timm's names of ViT and Swin, as patterns, and torchvision's.
+_TORCHVISION = {
+    "vit": [
+        (r"patch_embed\.proj\.(.*)", r"conv_proj.\1"),
+        (r"cls_token", "class_token"),
+        (r"pos_embed", "encoder.pos_embedding"),
+        (r"norm\.(.*)", r"encoder.ln.\1"),
+        (r"head\.(.*)", r"heads.head.\1"),
+        (r"blocks\.(\d+)\.norm([12])\.(.*)", r"encoder.layers.encoder_layer_\1.ln_\2.\3"),
+        (r"blocks\.(\d+)\.attn\.qkv\.(.*)", r"encoder.layers.encoder_layer_\1.self_attention.in_proj_\2"),
+        (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"encoder.layers.encoder_layer_\1.self_attention.out_proj.\2"),
+        (r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"encoder.layers.encoder_layer_\1.mlp.0.\2"),
+        (r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"encoder.layers.encoder_layer_\1.mlp.3.\2"),
+    ],
+    "swin": [
+        (r"patch_embed\.proj\.(.*)", r"features.0.0.\1"),
+        (r"patch_embed\.norm\.(.*)", r"features.0.2.\1"),
+        (r"norm\.(.*)", r"norm.\1"),
+        (r"head\.fc\.(.*)", r"head.\1"),
+        (r"layers\.(\d+)\.downsample\.(.*)", lambda m: f"features.{2 * int(m[1])}.{m[2]}"),
+        (r"layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc1\.(.*)", lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}.mlp.0.{m[3]}"),
+        (r"layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc2\.(.*)", lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}.mlp.3.{m[3]}"),
+        (r"layers\.(\d+)\.blocks\.(\d+)\.(.*)", lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}.{m[3]}"),
+    ],
+}
+
+
+def export(model, path, format, factored=False, opset=17, classes=None, overwrite=False):
+    """Writes a model for other programs; the model stays as it is.
+
+    Layers that hold factors, residuals, updates or bfloat16 are multiplied out to dense float32 ones.
+
+    Parameters
+    ----------
+    path: the file to write, or, for "hugging-face", the folder.
+    format: "timm" or "torchvision", a safetensors file whose tensors their `load_state_dict` takes as they are;
+        "hugging-face", a decoder's config.json and model.safetensors for `from_pretrained`; "onnx" (needs the onnx library),
+        see `wasi.models.onnx`.
+    factored: write two linears for a layer of factors without a residual, a `torch.nn.Sequential` of R without and L with
+        bias: NAME.0.weight (K, I), NAME.1.weight (O, K), NAME.1.bias; not for torchvision. Other layers are dense.
+    opset: of an ONNX file.
+    classes: names of the classes, kept in the file's metadata.
+    overwrite: replace what is there.
+
+    Raises ValueError for a format that the architecture cannot have, FileExistsError, and OSError where nothing can be
+    written; a file appears whole or not at all. The names are those of timm 1.0, torchvision 0.29 and transformers 5.
+
+    >>> import wasi
+    >>> model = wasi.factorize(wasi.create_model("vit_micro_patch4_32"), rank=8, verbose=False)
+    >>> export(model, "mine.safetensors", "timm")
+    """
+    formats = FORMATS.get(model.architecture, ())
+    if format not in formats:
+        raise ValueError(f"format: expected {' or '.join(map(repr, formats)) or 'another model'} for the architecture "
+                         f"{model.architecture!r}, got {format!r}")
+    if factored and format == "torchvision":
+        raise ValueError("factored: expected False for torchvision, whose attention is not made of linear layers")
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"path: {str(path)!r} is there already; remove it, or overwrite it")
+    if format == "onnx":
+        from wasi.models.onnx import onnx_model
+
+        graph = onnx_model(model, opset, factored, classes).SerializeToString()
+        with _named_errors(path), atomic_file(path) as file:
+            file.write(graph)
+        return
+    tensors = export_tensors(model, factored)
+    if format == "hugging-face":
+        with _named_errors(path):
+            write_hugging_face(path, model.config, tensors, classes)
+        return
+    if format == "torchvision":
+        tensors = {torchvision_name(name, model.architecture): array for name, array in tensors.items()}
+        tensors |= {torchvision_name(f"{name}.relative_position_index", "swin"): relative_positions(module.window)
+                    for name, module in model.named_modules() if isinstance(module, WindowAttention)}
+    with _named_errors(path):
+        write_tensors(path, tensors, {"format": "pt"} | ({"classes": json.dumps(list(classes))} if classes else {}))
+
+
+@contextlib.contextmanager
+def _named_errors(path):
+    """A context whose OSErrors say what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"path: {str(path)!r} cannot be written ({error.strerror or error})") from error
+
+
+def export_tensors(model, factored=False):
+    """{name: float32 array} of a model with all layers multiplied out, in the shapes that published files have.
+
+    factored: layers of factors without a residual stay two, as `export` says. Arrays are copied where they
+    need be alone.
+    """
+    tensors, done = {}, []
+    for name, layer in mergeable(model):
+        bias = getattr(layer, "bias", None)
+        done.append(name + ".")
+        if factored and isinstance(layer, FactoredLinear) and layer.residual is None:
+            tensors |= {f"{name}.0.weight": layer.R.data, f"{name}.1.weight": layer.L.data}
+            name += ".1"
+        else:
+            tensors[f"{name}.weight"] = published_shape(model, f"{name}.weight", layer.merged_weight())
+        if bias is not None:
+            tensors[f"{name}.bias"] = bias.data
+    for name, layer in model.named_modules():
+        if isinstance(layer, Bf16Embedding):
+            tensors[f"{name}.weight"] = ops.bf16_expand(layer.bits)
+    for name, p in model.named_parameters():
+        if not name.startswith(tuple(done)):
+            tensors[name] = np.ascontiguousarray(published_shape(model, name, p.data))
+    return tensors
+
+
+def torchvision_name(name, architecture):
+    """The torchvision name of a tensor that goes by its timm name."""
+    for pattern, replacement in _TORCHVISION[architecture]:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    raise KeyError(name)
