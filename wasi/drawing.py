@@ -49,6 +49,14 @@ def layer_color(index, n):
     return _LIGHT[f"l{index * (_N_STEPS - 1) // max(1, n - 1)}"]
 
 
+def whole_ticks(axes):
+    """Ticks of the horizontal axis at whole numbers only: steps, epochs."""
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    low, high = axes.get_xlim()
+    if high - low < 1:
+        axes.set_xlim(low - 0.5, high + 0.5)
+
+
 def ink():
     """The colour of text and axes."""
     return _LIGHT["ink"]

@@ -18,6 +18,7 @@ COMMANDS = {
     "plot-ranks": "draw ranks by step and layer from a run folder",
     "plot-subspaces": "draw how far the factored layers' subspaces turn, from a run folder",
     "profile": "seconds of a training step or of inference by kernel",
+    "report": "write one HTML page of one or several runs, for reading offline",
     "train": "train or fine-tune a model; without arguments: the shipped sign-language digits, dense and wsi",
 }
 

@@ -190,6 +190,15 @@ def profile(parser):
     add_machine_options(parser)
 
 
+def report(parser):
+    """Writes one self-contained HTML page of run folders: curves, memory planned, counted and measured, bytes by layer, ranks,
+    subspaces, environment and command; several runs are set side by side, too. What a folder lacks is named on the page.
+    """
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or a folder of runs as `wasi train` and "
+                        "`wasi compare` write for several methods")
+    parser.add_argument("--out", help="the page (default: report.html in RUN if there is one, else in the current folder)")
+
+
 def train(parser):
     """Trains a model by each method on the same batches and prints accuracy, seconds a step and measured peak memory.
     Without --data it uses the shipped sign-language digits. Ctrl-C writes a checkpoint and ends with status 130; --resume

@@ -111,6 +111,7 @@ def train_one(args, method, out, plan=None, resume=False):
         folder.write_json("config.json", {"method": method, "model": name, **size, "classes": list(train_set.classes),
                                           "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
                                           "environment": environment(), "start_rss_bytes": start_rss,
+                                          "data_rss_bytes": data_rss,
                                           **asdict(config)})
     result = train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method, plan=plan,
                    data_rss_bytes=data_rss, resume=checkpoint)

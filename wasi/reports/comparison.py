@@ -84,15 +84,15 @@ def environment_text(found):
     return "\n".join(f"wasi {e['wasi']}, {e['threads']} threads of {e['cpu']} ({e['isa']}), BLAS {e['blas']}" for e in found)
 
 
-def draw_accuracy_against(axes, rows, label):
+def draw_accuracy_against(axes, rows, label, series=None):
     """Draws the rows of `summarise_runs`: mean accuracy against "memory" or "time", bars from least to most over the seeds, and
-    the Pareto front as a line through ringed points."""
+    the Pareto front as a line through ringed points. series: {method: index of its style} (default: in order)."""
     cost, text = {"memory": (MEMORY, "peak memory above start, MiB"), "time": (TIME, "seconds a step")}[label]
     for i, row in enumerate(rows):
         x, y = row[cost], row[ACCURACY]
         bars = [[[v["mean"] - v["min"]], [v["max"] - v["mean"]]] for v in (x, y)]
         axes.errorbar(x["mean"], y["mean"], xerr=bars[0], yerr=bars[1], label=row["method"], capsize=2, elinewidth=0.8,
-                      **{**series_style(i), "linestyle": "none", "markersize": 6})
+                      **{**series_style(series[row["method"]] if series else i), "linestyle": "none", "markersize": 6})
     front = sorted((row[cost]["mean"], row[ACCURACY]["mean"]) for row in rows if label in row["on_front"])
     axes.plot(*zip(*front), color=ink(), linewidth=0.8, marker="o", markersize=12, fillstyle="none", label="Pareto front")
     axes.margins(x=0.15, y=0.1)

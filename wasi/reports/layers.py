@@ -1,6 +1,6 @@
 """Figures with a line or a bar a layer: ranks, angles between subspaces, bytes."""
 
-from wasi.drawing import ink, layer_color, new_figure, save_png, series_style
+from wasi.drawing import ink, layer_color, new_figure, save_png, series_style, whole_ticks
 
 # Up to so many layers are named in a legend.
 NAMED = 12
@@ -37,6 +37,7 @@ def draw_angles(axes, rows, against, value):
             y.append(float(row[f"{value}_degrees"]))
     draw_lines(axes, lines, marker="." if all(len(x) == 1 for x, _ in lines.values()) else "")
     axes.set_ylim(0, None)
+    whole_ticks(axes)
     axes.set(xlabel="step", ylabel=f"{value} angle, degrees", title=f"{value.capitalize()} angle to {AGAINST[against]}")
 
 
@@ -51,9 +52,9 @@ def plot_subspaces(rows, path):
         save_png(figure, path)
 
 
-def draw_ranks(axes, rows):
-    """Draws the rows of ranks.csv: each layer's rank by step."""
-    last, lines = max(int(r["step"]) for r in rows), {}
+def draw_ranks(axes, rows, last_step=0):
+    """Draws the rows of ranks.csv: each layer's rank by step, up to last_step or the last row's."""
+    last, lines = max(last_step, *(int(r["step"]) for r in rows)), {}
     for row in rows:
         x, y = lines.setdefault(row["layer"], ([], []))
         x.append(int(row["step"]))
@@ -61,17 +62,20 @@ def draw_ranks(axes, rows):
     for x, y in lines.values():
         x.append(last)
         y.append(y[-1])
-    draw_lines(axes, lines, drawstyle="steps-post")
+    draw_lines(axes, lines, drawstyle="steps-post", marker="" if last else ".")
+    whole_ticks(axes)
     axes.set(xlabel="step", ylabel="rank", title="Rank of each layer")
 
 
-def draw_total_rank(axes, rows):
-    """Draws the rows of ranks.csv: the sum of all layers' ranks by step."""
+def draw_total_rank(axes, rows, last_step=0):
+    """Draws the rows of ranks.csv: the sum of all layers' ranks by step, up to last_step or the last row's."""
     ranks, total = {}, {}
     for row in rows:
         ranks[row["layer"]] = int(row["rank"])
         total[int(row["step"])] = sum(ranks.values())
-    axes.plot(list(total), list(total.values()), drawstyle="steps-post", color=ink())
+    total.setdefault(max(last_step, *total), sum(ranks.values()))
+    axes.plot(list(total), list(total.values()), drawstyle="steps-post", color=ink(), marker="" if len(total) > 1 else ".")
+    whole_ticks(axes)
     axes.set(xlabel="step", ylabel="sum of ranks", title="All layers")
 
 
@@ -96,3 +100,12 @@ def draw_bytes(axes, names, rows):
     axes.grid(False, axis="x")
     axes.set(ylabel="MiB", title="Where the bytes are")
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def draw_rank_bars(axes, ranks):
+    """Draws ranks that stay: (layer, rank) pairs, a bar each."""
+    n = len(ranks)
+    axes.bar(range(n), [rank for _, rank in ranks], color=[layer_color(i, n) for i in range(n)], width=0.8)
+    axes.set_xticks(range(n), [name for name, _ in ranks], rotation=90, fontsize=7 if n <= 40 else 5)
+    axes.grid(False, axis="x")
+    axes.set(ylabel="rank", title="Rank of each layer")

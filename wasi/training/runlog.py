@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import wasi
-from wasi.drawing import new_figure, save_png, series_style
+from wasi.drawing import new_figure, save_png, series_style, whole_ticks
 
 STEP_FIELDS = ("step", "epoch", "lr", "loss", "accuracy", "grad_norm", "seconds", "peak_rss_mib", "rss_mib",
                "counted_mib")  # the last two: resident after the step; the most that arrays took at once so far
@@ -55,12 +55,18 @@ class RunFolder:
 
 def write_json(path, value):
     """Writes a JSON file that appears whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path, text):
+    """Writes a file that appears whole or not at all."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.umask(mask := os.umask(0))
+        os.chmod(temporary, 0o666 & ~mask)  # as a file that is simply written; mkstemp lets nobody else read it
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -188,20 +194,29 @@ def read_steps(path):
         raise ValueError(f"{path}: not a log of steps ({error})") from error
 
 
-def draw_loss(axes, runs):
-    """Draws training loss by step, smoothed over a fiftieth of the run. runs: as `plot_curves` takes them."""
-    for i, (label, (steps, _)) in enumerate(runs.items()):
+def draw_loss(axes, runs, series=None):
+    """Draws training loss by step, smoothed over a fiftieth of the run.
+
+    runs: as `plot_curves` takes them. series: {label: index of its style} (default: one each).
+    """
+    for i, (label, (steps, _)) in _numbered(runs, series):
         width = max(1, len(steps["loss"]) // 50)
         smooth = np.convolve(steps["loss"], np.ones(width) / width, mode="valid")
         axes.plot(steps["step"][width - 1 :], smooth, label=label, **{**series_style(i), "marker": ""})
+    whole_ticks(axes)
     axes.set(xlabel="step", ylabel="training loss", title="Loss")
 
 
-def draw_accuracy(axes, runs):
-    """Draws validation accuracy by epoch. runs: as `plot_curves` takes them."""
-    for i, (label, (_, epochs)) in enumerate(runs.items()):
+def draw_accuracy(axes, runs, series=None):
+    """Draws validation accuracy by epoch. runs, series: as `draw_loss` takes them."""
+    for i, (label, (_, epochs)) in _numbered(runs, series):
         axes.plot([e["epoch"] for e in epochs], [100 * e["val_accuracy"] for e in epochs], label=label, **series_style(i))
+    whole_ticks(axes)
     axes.set(xlabel="epoch", ylabel="top-1 %", title="Validation accuracy")
+
+
+def _numbered(runs, series):
+    return [(series[label] if series else i, (label, run)) for i, (label, run) in enumerate(runs.items())]
 
 
 def plot_curves(runs, path):
