@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from wasi.models import (
         create_model,
         export,
-        factorize,
         generate,
         list_models,
         load_llama,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
         optimize_for_inference,
         save_model,
     )
+    from wasi.models.factorize import factorize
     from wasi.models.plan import Plan
     from wasi.ops import get_matmul_precision, set_matmul_precision
     from wasi.planning import plan
