@@ -415,10 +415,35 @@ def test_a_plan_for_wasis_model_is_carried_out_on_pytorchs(rng):
         if layer.rank is not None:
             assert got.rank == layer.rank
         assert (getattr(got, "compression", None) is not None) == (layer.activation_ranks is not None)
+        act = theirs.get_submodule(layer.name.rpartition(".")[0]).act if "mlp" in layer.name else None
+        assert layer.gelu_bits is None or act.bits == layer.gelu_bits
     with pytest.raises(PlanError, match=r"blocks.0.\S+: the model has no nn.Linear of that name"):
         convert(mlp(), plan)
-    with pytest.raises(ValueError, match="options: expected None with a plan"):
+    with pytest.raises(ValueError, match="options, gelu_bits: expected None with a plan"):
         convert(mlp(), plan, MethodOptions())
+
+
+def test_gelu_keeps_few_bits(rng):
+    plain = mlp()
+    model = convert(copy.deepcopy(plain), "dense", MethodOptions(targets=("0",)), gelu_bits=4, verbose=False)
+    x = torch.randn(50, 24)
+    assert repr(model[1]) == "Gelu(bits=4)" and torch.allclose(model(x), plain(x), atol=1e-6)
+    exact, got = gradients(plain, x)[1], gradients(model, x)[1]
+    assert 1e-3 < relative_error(got, exact) < 0.1
+    h = model[0](x).detach().numpy()
+    g, codes = ops.gelu_encode(h, 4)
+    dy = rng.standard_normal(h.shape, np.float32)
+    t = torch.from_numpy(h).requires_grad_()
+    model[1](t).backward(torch.from_numpy(dy))
+    assert np.array_equal(t.grad, ops.gelu_decode_backward(dy, codes, 4))
+    assert type(merge(model)[1]) is nn.GELU
+    for bits, message in ((3, "gelu_bits: expected 2 or 4, got 3"),):
+        with pytest.raises(ValueError, match=message):
+            convert(copy.deepcopy(plain), "dense", MethodOptions(targets=("0",)), gelu_bits=bits)
+    tanh = nn.Sequential(nn.Linear(24, 24), nn.GELU("tanh"))
+    with pytest.raises(ValueError, match="gelu_bits: expected a model with nn.GELU modules, got none"):
+        convert(tanh, "dense", MethodOptions(targets=("0",)), gelu_bits=4)
+    assert type(tanh[0]) is nn.Linear
 
 
 def test_training_keeps_less():
@@ -430,7 +455,12 @@ def test_training_keeps_less():
 
     plain, theirs = twins()[1], twins()[1]
     convert(theirs, "wasi", MethodOptions(targets=("all",), rank=8, activation_ranks=(0.5, 0.5, 8)), verbose=False)
-    assert kept(theirs) < 0.75 * kept(plain)
+    compressed = kept(theirs)
+    assert compressed < 0.75 * kept(plain)
+    theirs = twins()[1]
+    options = MethodOptions(targets=("all",), rank=8, activation_ranks=(0.5, 0.5, 8))
+    convert(theirs, "wasi", options, gelu_bits=4, verbose=False)
+    assert kept(theirs) < 0.85 * compressed
 
 
 def trained(model, optimizer, steps, seed=0, scheduler=None):

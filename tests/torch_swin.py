@@ -53,10 +53,11 @@ class Mlp(nn.Module):
     def __init__(self, C):
         super().__init__()
         self.fc1 = nn.Linear(C, 4 * C)
+        self.act = nn.GELU()
         self.fc2 = nn.Linear(4 * C, C)
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):

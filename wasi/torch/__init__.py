@@ -21,7 +21,7 @@ except ImportError as error:
 
 from wasi.models.methods import MethodOptions
 from wasi.torch.convert import METHODS, convert, merge, restore
-from wasi.torch.layers import FactoredLinear, Linear
+from wasi.torch.layers import FactoredLinear, Gelu, Linear
 from wasi.torch.optimizer import WSI
 
-__all__ = ["METHODS", "WSI", "FactoredLinear", "Linear", "MethodOptions", "convert", "merge", "restore"]
+__all__ = ["METHODS", "WSI", "FactoredLinear", "Gelu", "Linear", "MethodOptions", "convert", "merge", "restore"]

@@ -19,7 +19,7 @@ from wasi.models.factorize import (
 )
 from wasi.models.methods import STARTS, MethodOptions, default_start
 from wasi.models.plan import Plan, PlanError
-from wasi.torch.layers import FactoredLinear, InputCompression, Linear, as_array
+from wasi.torch.layers import FactoredLinear, Gelu, InputCompression, Linear, as_array
 
 METHODS = ("dense", "asi", "amc", "wsi", "wasi", "qwasi")  # as in wasi.models.methods
 ALL_LINEAR = "all-linear"  # the target that is every nn.Linear
@@ -36,20 +36,22 @@ class _Choice:
     activation_ranks: tuple | None = None
 
 
-def convert(module, method, options=None, exclude_modules=(), calibration=None, verbose=True):
+def convert(module, method, options=None, exclude_modules=(), calibration=None, gelu_bits=None, verbose=True):
     """Swaps nn.Linear layers of a PyTorch model for WASI ones, in place, and returns the model.
 
     Parameters
     ----------
     module: any model whose linears are float32 on the CPU. Layers that are frozen, or of a subclass of nn.Linear, stay.
     method: one of METHODS with its `options`, or a `wasi.Plan`, whose layers are then found by their names; its
-        micro-batches, recomputed blocks and bits of GELU are the business of your loop and model.
+        micro-batches and recomputed blocks are the business of your loop.
     options: a MethodOptions: targets (groups "mlp", "attn", "all" of timm's and Llama's names, dotted tails such as "fc1"
         or "attention.query", or "all-linear"), ranks, bits, start, activation_ranks.
     exclude_modules: targets that stay.
     calibration: an iterable of losses, computed as it is walked:
         ``(F.cross_entropy(model(x), y) for x, y in batches)``. The factors then start from the layers' inputs or gradients
         there ("whitened", "gradient") instead of the plain SVD of the weights.
+    gelu_bits: 2 or 4 also swaps every nn.GELU (exact, not its tanh approximation) for one that keeps so many bits a number
+        of its derivative instead of its input: the gradient is no longer exact. A plan says it for the GELU beside a layer.
     verbose: print a table of ranks and parameters.
 
     Make the optimiser afterwards: factors are new parameters (biases, and weights that stay dense, are not).
@@ -63,12 +65,14 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
     """
     linears = {name: layer for name, layer in module.named_modules(remove_duplicate=False) if type(layer) is nn.Linear}
     if isinstance(method, Plan):
-        if options is not None:
-            raise ValueError("options: expected None with a plan, which decides them")
+        if options is not None or gelu_bits is not None:
+            raise ValueError("options, gelu_bits: expected None with a plan, which decides them")
         choices, variance = _planned(method, linears), None
         start = method.start
         excluded = set(match_targets(list(choices), exclude_modules)) if exclude_modules else set()
         choices = {name: choice for name, choice in choices.items() if name not in excluded}
+        gelus = {path: layer.gelu_bits for layer in method.layers if layer.gelu_bits
+                 for path in _gelus(module, layer.name.rpartition(".")[0])}
     else:
         if method not in METHODS:
             raise ValueError(f"method: expected a wasi.Plan or one of {', '.join(METHODS)}, got {method!r}")
@@ -77,7 +81,11 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
         start = options.start or default_start(method, calibration is not None)
         if start == "gradient" and method != "qwasi":
             raise ValueError(f"start: expected 'svd' or 'whitened' for a method without residuals, got {start!r} for {method}")
+        gelus = {} if gelu_bits is None else dict.fromkeys(_gelus(module), gelu_bits)
+        if gelu_bits is not None and not gelus:
+            raise ValueError("gelu_bits: expected a model with nn.GELU modules, got none")
     _check(module, linears, choices, variance)
+    new_gelus = {path: Gelu(bits, path) for path, bits in gelus.items()}
     starts = {name: _start_of(choice, start, calibration is not None) for name, choice in choices.items() if choice.factored}
     covariances, gradients = _calibrate(linears, starts, calibration)
     paths, table = {}, []
@@ -91,6 +99,8 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
         for path in paths.pop(linears[name]):
             module.set_submodule(path, new)
         table += row
+    for path, new in new_gelus.items():
+        module.set_submodule(path, new.train(module.get_submodule(path).training))
     wasi.set_num_threads(min(torch.get_num_threads(), 256))
     if verbose and table:
         print(factorization_table(table))
@@ -98,7 +108,7 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
 
 
 def merge(module):
-    """Swaps every WASI layer of a PyTorch model for the nn.Linear that computes the same, in place, and returns the model.
+    """Swaps every WASI layer of a PyTorch model for the nn.Linear (nn.GELU) that computes the same, in place; returns the model.
 
     A WASI layer itself gives its nn.Linear. Weights are trainable then; biases are as they were.
 
@@ -112,7 +122,9 @@ def merge(module):
         return _dense(module)
     made = {}
     for name, layer in list(module.named_modules(remove_duplicate=False)):
-        if isinstance(layer, (Linear, FactoredLinear)):
+        if isinstance(layer, Gelu):
+            module.set_submodule(name, nn.GELU().train(layer.training))
+        elif isinstance(layer, (Linear, FactoredLinear)):
             made[layer] = made.get(layer) or _dense(layer)
             module.set_submodule(name, made[layer])
     return module
@@ -144,6 +156,13 @@ def restore(module, state_dict, activation_ranks=None):
     module.load_state_dict(state_dict)
     wasi.set_num_threads(min(torch.get_num_threads(), 256))
     return module
+
+
+def _gelus(module, within=""):
+    """Names of the exact nn.GELU modules, of the whole model or directly within the module of that name."""
+    named = module.named_modules(remove_duplicate=False) if not within else (
+        (f"{within}.{name}", child) for name, child in module.get_submodule(within).named_children())
+    return [name for name, layer in named if type(layer) is nn.GELU and layer.approximate == "none"]
 
 
 def _dense(layer):

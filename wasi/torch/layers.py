@@ -134,6 +134,48 @@ class _Factored(Function):
         return _tensor(dx), dL, dR, db, *[None] * (len(ctx.needs_input_grad) - 4)
 
 
+class _FewBitGelu(Function):
+    """GELU that keeps 2 or 4 bits a number of its derivative."""
+
+    @staticmethod
+    def forward(ctx, x, bits):
+        y, codes = ops.gelu_encode(_array(x), bits)
+        ctx.save_for_backward(torch.from_numpy(codes))
+        ctx.bits = bits
+        return torch.from_numpy(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        (codes,) = ctx.saved_tensors
+        return torch.from_numpy(ops.gelu_decode_backward(_array(dy.contiguous()), codes.numpy(), ctx.bits)), None
+
+
+class Gelu(nn.Module):
+    """GELU whose derivative is kept in 2 or 4 bits a number for backward, in place of its input in 32.
+
+    The output is exact; the root mean square error of the derivative is 0.089 with 2 bits, 0.021 with 4, for normal inputs.
+    """
+
+    def __init__(self, bits=4, name=""):
+        super().__init__()
+        if bits not in (2, 4):
+            raise ValueError(f"gelu_bits: expected 2 or 4, got {bits}")
+        self.bits, self.name = bits, name
+
+    def forward(self, x):
+        """x -> y of its shape."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return nn.functional.gelu(x)
+        if torch.is_autocast_enabled("cpu"):
+            x = x.float()
+        as_array(x, f"the input of {self.name or 'Gelu'}")
+        return _FewBitGelu.apply(x.contiguous(), self.bits)
+
+    def extra_repr(self):
+        return f"bits={self.bits}"
+
+
 class _Converted:
     """What both layers share. `name`: the layer's in its model, for messages; `compression`: an InputCompression, or None."""
 
