@@ -1,12 +1,14 @@
 """The command as a user types it, on small data of its own making."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from wasi.cli import main
 from wasi.training.runlog import read_csv
@@ -63,6 +65,34 @@ def test_ranks_and_subspaces_are_logged_and_drawn(folder, tmp_path, capfd):
     assert "folder: expected a run folder with subspaces.csv (--track-subspaces)" in capfd.readouterr().err
 
 
+EVERYTHING = ["--schedule", "step", "--milestones", "1", "--gamma", "0.5", "--layer-lr-decay", "0.9", "--ema", "0.9",
+              "--param-groups", "head.*:lr=2,*:decay=0.01", "--class-weights", "balanced", "--mixup", "0.2", "--cutmix", "1",
+              "--randaugment", "1,5", "--label-smoothing", "0.1", "--early-stopping", "3", "--monitor", "val_loss"]
+
+
+def test_everything_at_once_goes_on_bit_for_bit_and_is_evaluated(folder, tmp_path, capfd):
+    words = ["train", "--data", str(folder), "--method", "wsi", *OPTIONS, *EVERYTHING, "--epochs", "3", "--threads", "1"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "copy" / "result.json").unlink()  # as if killed in the last epoch
+    for late in sorted((tmp_path / "copy" / "checkpoints").glob("*.safetensors"))[1:]:
+        late.unlink()
+    assert main(["train", "--resume", "--out", str(tmp_path / "copy")]) == 0
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "copy"))
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in ours)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["class_weights"] == [1.0, 1.0] and config["early_stopping"]["patience"] == 3
+    capfd.readouterr()
+    model = str(tmp_path / "run" / "model.safetensors")
+    assert main(["evaluate", model, "--data", str(folder), "--confusion", str(tmp_path / "c.csv")]) == 0
+    printed = capfd.readouterr().out
+    assert f"top-1 {100 * json.loads((tmp_path / 'run' / 'result.json').read_text())['val_accuracy']:.2f} %" in printed
+    assert "class  samples   recall  precision" in printed and (tmp_path / "c.csv").read_text().startswith("true,dark,light")
+    assert main(["evaluate", model, "--task", "lm"]) == main(["evaluate", model]) == 2
+    errors = capfd.readouterr().err
+    assert "--task: the model is a vit" in errors and "--data: expected the model's classes dark, light, got 0, 1" in errors
+
+
 @pytest.mark.parametrize("method", ["svd", "svd-llm", "svd-llm-lora"])
 def test_comparison_methods_run_without_further_options(folder, tmp_path, method):
     assert main(["train", "--data", str(folder), "--method", method, "--out", str(tmp_path / "run"), *OPTIONS]) == 0
@@ -80,6 +110,16 @@ def test_comparison_methods_run_without_further_options(folder, tmp_path, method
     (["--method", "wsi", "--adapt-ranks", "-1"], "--adapt-ranks: expected a positive number of steps, got -1"),
     (["--method", "wsi", "--adapt-ranks", "2", "--grow", "1"], "grow, shrink: expected 0 < grow < shrink"),
     (["--method", "dense", "--model", "vit_giant"], "name: expected one of"),
+    (["--method", "dense", "--milestones", "1,x", "--schedule", "step"], "--milestones: expected numbers separated by commas"),
+    (["--method", "dense", "--schedule", "step"], "milestones: expected epochs with schedule 'step'"),
+    (["--method", "dense", "--class-weights", "1,2,3"], "--class-weights: expected 2 numbers, one for each of dark, light"),
+    (["--method", "dense", "--param-groups", "head.*:rate=2"], "--param-groups: expected PATTERN:lr=FACTOR:decay=NUMBER"),
+    (["--method", "dense", "--param-groups", "haed.*:lr=2"], "param_groups: haed.* match no parameter"),
+    (["--method", "dense", "--randaugment", "2"], "--randaugment: expected a number of operations and a magnitude"),
+    (["--method", "dense", "--randaugment", "2,11"], "magnitude: expected a number from 0 to 10"),
+    (["--method", "dense", "--early-stopping", "0"], "patience: expected at least 1 epoch, got 0"),
+    (["--method", "dense", "--label-smoothing", "1"], "label_smoothing: expected a number in [0, 1), got 1.0"),
+    (["--method", "dense", "--ema", "2"], "ema: expected a decay between 0 and 1"),
 ])
 def test_errors_are_one_line_and_status_2(folder, tmp_path, capfd, options, message):
     assert main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), *OPTIONS, *options]) == 2

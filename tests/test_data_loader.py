@@ -82,6 +82,7 @@ def test_resumes_in_the_middle_of_an_epoch(dataset, n_workers, taken):
         "epoch": 1,
         "batch": taken,
         "seed": 5,
+        "transform": repr(TRAIN),
         "n_images": 21,
         "batch_size": 4,
         "shuffle": True,

@@ -46,6 +46,7 @@ def test_the_last_layers_of_published_weights(tmp_path, shared_data, capsys):
     (["--task", "lm"], "--data: expected a text file for --task lm, got none"),
     (["--task", "text-classification"], "--data: expected a folder with train.tsv"),
     (["--task", "lm", "--data", "t", "--img-size", "32"], "--img-size: not an option of --task lm"),
+    (["--task", "lm", "--data", "t", "--mixup", "1"], "--mixup: not an option of --task lm"),
     (["--last-layers", "2"], "--last-layers: not an option of --task image-classification"),
     (["--model", "llama_micro"], "--model: llama_micro takes text"),
     (["--task", "lm", "--data", "t", "--model", "vit_micro_patch4_32"], "expected a text file"),

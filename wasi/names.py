@@ -20,6 +20,10 @@ METHODS = {
 FACTORED = ("wsi", "qwasi", "wasi", "wsi-dense", "svd", "svd-llm", "svd-llm-lora")
 STARTS = ("svd", "whitened", "gradient")
 
+# Of the learning rate, and what the best epoch is best by.
+SCHEDULES = ("constant", "cosine", "linear", "step")
+MONITORS = ("val_accuracy", "val_loss")
+
 # How linear layers multiply.
 PRECISIONS = ("float32", "bfloat16")
 

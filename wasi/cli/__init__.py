@@ -11,6 +11,7 @@ from wasi.cli import arguments
 
 COMMANDS = {
     "compare": "train by several methods over several seeds: accuracy against memory and time",
+    "evaluate": "loss, top-1, top-5 and each class's recall and precision of a trained model",
     "export": "write a model for PyTorch's libraries or as ONNX",
     "generate": "continue a text by a decoder of the Llama architecture",
     "info": "what a model file holds: layers, ranks, parameters, bytes",
@@ -50,7 +51,7 @@ def main(argv=None):
     args = build_parser(argv).parse_args(argv)
     try:
         return importlib.import_module("wasi.cli." + args.command.replace("-", "_")).run(args)
-    except (ValueError, OSError, ArithmeticError) as error:
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
         print(f"wasi {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

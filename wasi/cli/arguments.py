@@ -3,7 +3,17 @@
 Nothing heavy is imported here, so that help and mistyped options are quick.
 """
 
-from wasi.names import EXPORTS, METHODS, MODES, PLANNED, PRECISIONS, STARTS, TASKS
+from wasi.names import (
+    EXPORTS,
+    METHODS,
+    MODES,
+    MONITORS,
+    PLANNED,
+    PRECISIONS,
+    SCHEDULES,
+    STARTS,
+    TASKS,
+)
 
 
 def add_machine_options(parser):
@@ -15,18 +25,24 @@ def add_machine_options(parser):
 
 def add_training_options(parser):
     """Adds what describes one training run besides its method, its seed and its folder."""
-    add = parser.add_argument
+    add = parser.add_argument_group("data and model").add_argument
     add("--task", choices=TASKS, default=TASKS[0])
     add("--data", help="images: a folder, tar, tar.gz or npz (default: the shipped sign-language digits); text-classification: a "
                        "folder with train.tsv and dev.tsv of lines sentence<TAB>label; lm: a text file")
+    add("--limit", type=int, help="use at most this many training samples; images: evenly over the classes")
+    add("--limit-val", type=int, help="the same for validation")
     add("--weights", help="to start from: a safetensors file with timm or torchvision names; for texts a folder with config.json "
                           "and safetensors, or a llama2.c checkpoint (default: random)")
     add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32; for texts "
                         "llama_micro)")
+    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
     add("--tokenizer", help="of texts: tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
                             "beside the weights, bytes without any)")
     add("--length", type=int, default=128, help="of texts: tokens a sample; longer sentences are cut")
     add("--last-layers", type=int, help="of a decoder: train the last so many blocks only (default: all)")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--targets", help="layers to factor: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
     add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
     add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
                                  "since random weights have no spectrum to choose by)")
@@ -39,39 +55,65 @@ def add_training_options(parser):
     add("--lora-rank", type=int, default=8, help="of the updates of svd-llm-lora; lora itself takes --rank")
     add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as "
                                    "0.5,0.5,64 (the default of asi, wasi and amc)")
-    add("--targets", help="layers to factor: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
     add("--plan", help="JSON that `wasi plan` wrote: it decides ranks, bits, start, activation ranks, targets, batch size, "
                        "micro-batch and optimiser")
-    add("--epochs", type=int, help="passes over the training set (default: 2 with --weights, else 30, of texts 10)")
-    add("--batch-size", type=int, help="(default: 32)")
-    add("--micro-batch", type=int, help="samples in flight at once; the gradient stays the batch's")
-    add_policy_options(parser)
-    add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
-    add("--state-bits", type=int, choices=(16, 32), default=32, help="of momentum and AdamW's first moments; 16: bfloat16")
-    add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
-    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
-    add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw, 0.001 for texts with --weights)")
-    add("--momentum", type=float, help="of sgd (default: 0.9)")
-    add("--weight-decay", type=float, help="(default: 0 for sgd, 0.05 for adamw)")
-    add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
-    add("--label-smoothing", type=float, help="(default: 0 with --weights and for texts, else 0.1)")
-    add("--schedule", choices=("constant", "cosine", "linear"), default="cosine")
-    add("--warmup", type=int, help="steps of linear warm-up (default: 10 with --weights, else 100)")
-    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
-    add("--limit", type=int, help="use at most this many training samples; images: evenly over the classes")
-    add("--limit-val", type=int, help="the same for validation")
     add("--adapt-ranks", type=int, metavar="N", help="let the ranks of wsi, wasi and qwasi follow the spectrum of their factors: "
         "every N steps a layer may shrink or grow (default: ranks stay)")
     add("--grow", type=float, default=0.99, help="with --adapt-ranks: add directions where all but the last explain less")
     add("--shrink", type=float, default=0.9999, help="with --adapt-ranks: drop what the others explain so much without")
     add("--max-factor-bytes", type=int, help="with --adapt-ranks: most bytes of factors, their gradients and optimiser state "
         "(default: those at the start)")
-    add("--track-subspaces", type=int, default=0, metavar="N", help="every N steps, log by what angles the subspaces of wsi, "
-        "wasi, qwasi, wsi-dense and svd have turned; 0: never")
+
+    group = parser.add_argument_group("a step, and its memory")
+    add = group.add_argument
+    add("--batch-size", type=int, help="(default: 32)")
+    add("--micro-batch", type=int, help="gradient accumulation: samples in flight at once; the gradient stays the batch's")
+    add_policy_options(group)
+    add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
+    add("--state-bits", type=int, choices=(16, 32), default=32, help="of momentum and AdamW's first moments; 16: bfloat16")
+    add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
+
+    add = parser.add_argument_group("optimiser and schedule").add_argument
+    add("--epochs", type=int, help="passes over the training set (default: 2 with --weights, else 30, of texts 10)")
+    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
+    add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw, 0.001 for texts with --weights)")
+    add("--momentum", type=float, help="of sgd (default: 0.9)")
+    add("--weight-decay", type=float, help="(default: 0 for sgd, 0.05 for adamw); never of biases, norms, tokens, positions")
+    add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate, after the warm-up")
+    add("--warmup", type=int, help="steps of linear warm-up (default: 10 with --weights, else 100)")
+    add("--min-lr", type=float, default=0.0, help="where cosine and linear end")
+    add("--milestones", metavar="EPOCHS", help="with --schedule step: epochs after which the rate falls, such as 20,30")
+    add("--gamma", type=float, default=0.1, help="with --schedule step: what it is multiplied by")
+    add("--layer-lr-decay", type=float, default=1.0, metavar="D", help="each block learns by D times the rate of the one above")
+    add("--param-groups", metavar="GROUPS", help="rates and weight decay by name, such as "
+        "'head.*:lr=10,*.norm*:lr=0.1,blocks.0.*:decay=0'; lr is a factor, the first pattern that matches counts")
+    add("--ema", type=float, metavar="D", help="validate and leave the moving average of the weights that decays by D a step, "
+        "such as 0.999 (default: the last weights)")
+    add("--ema-every", type=int, default=1, metavar="N", help="steps between its updates")
+
+    add = parser.add_argument_group("loss and augmentation").add_argument
+    add("--label-smoothing", type=float, help="(default: 0 with --weights and for texts, else 0.1)")
+    add("--class-weights", metavar="W", help="of the training loss: a number a class, such as 1,2.5,1, or the word balanced")
+    add("--mixup", type=float, default=0.0, metavar="A", help="blend pairs of images by shares drawn from Beta(A, A); 0: do not")
+    add("--cutmix", type=float, default=0.0, metavar="A", help="paste areas drawn so; with both, each batch draws one")
+    add("--mix-prob", type=float, default=1.0, metavar="P", help="share of the batches that are mixed")
+    add("--randaugment", nargs="?", const="2,9", metavar="N,M", help="N random picture operations of magnitude M of 10 on each "
+        "training image (without numbers: 2,9)")
+
+    add = parser.add_argument_group("the run's end, checkpoints and logs").add_argument
+    add("--monitor", choices=MONITORS, default=MONITORS[0], help="what the best epoch is best by")
+    add("--early-stopping", type=int, metavar="N", help="end once N epochs in a row did not better the best, and leave its model")
+    add("--min-delta", type=float, default=0.0, help="with --early-stopping: what counts as better")
+    add("--keep-last-weights", action="store_true", help="with --early-stopping: leave the last model, not the best")
     add("--checkpoint-every", type=int, metavar="N", help="steps between checkpoints; 0: none (default: one at each epoch's end)")
     add("--keep", type=int, default=2, metavar="N", help="checkpoints to keep beside that of the best epoch: the last N")
-    add_machine_options(parser)
+    add("--tensorboard", action="store_true", help="write event files to the run folder, besides CSV; needs tensorboardX")
+    add("--track-subspaces", type=int, default=0, metavar="N", help="every N steps, log by what angles the subspaces of wsi, "
+        "wasi, qwasi, wsi-dense and svd have turned; 0: never")
     add("--quiet", action="store_true", help="no progress bar")
+
+    add_machine_options(parser)
 
 
 def add_policy_options(parser):
@@ -93,6 +135,21 @@ def compare(parser):
     add_training_options(parser)
     parser.add_argument("--out", help="folder of the runs (default: runs/<time>)")
     parser.add_argument("--plot-only", action="store_true", help="train nothing; read the runs in --out again")
+
+
+def evaluate(parser):
+    """Evaluates a model that `wasi train` left: loss, top-1, top-5, and of each class samples, recall and precision."""
+    add = parser.add_argument
+    add("model", help="model.safetensors of a run folder, or a checkpoint")
+    add("--task", choices=TASKS, default=TASKS[0])
+    add("--data", help="as for wasi train: the validation or test split of it is taken (default: the shipped digits)")
+    add("--tokenizer", help="as for wasi train")
+    add("--length", type=int, default=128, help="as for wasi train")
+    add("--limit-val", type=int, help="use at most so many samples")
+    add("--batch-size", type=int, help="(default: 32)")
+    add("--seed", type=int, default=0, help="of the split where the data have but one, as for wasi train")
+    add("--confusion", metavar="CSV", help="also write samples by true class (row) and predicted class (column)")
+    add_machine_options(parser)
 
 
 def export(parser):

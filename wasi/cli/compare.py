@@ -12,7 +12,7 @@ from wasi.training.checkpoint import list_checkpoints
 from wasi.training.runlog import read_result, write_json
 
 # Differences in these do not make another run.
-_FREE = ("command", "out", "quiet", "resume", "checkpoint_every", "keep")
+_FREE = ("command", "out", "quiet", "resume", "checkpoint_every", "keep", "tensorboard")
 
 
 def run(args):

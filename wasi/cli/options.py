@@ -10,10 +10,12 @@ import wasi
 from wasi.cli import texts
 from wasi.models import create_model
 from wasi.models.methods import FACTORED, METHODS, MethodOptions
+from wasi.training.augment import RandAugment
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
-from wasi.training.loop import TrainConfig
+from wasi.training.loop import EarlyStopping, ParamGroup, TrainConfig
 from wasi.training.ranks import RankAdaptation
 from wasi.training.runlog import read_csv
+from wasi.training.step import balanced_class_weights
 
 # Methods whose factors the WSI step trains, and those whose subspace can be followed.
 WSI = ("wsi", "wasi", "qwasi")
@@ -90,7 +92,8 @@ def make_loaders(args, train_set, val_set, model):
     if args.task != "image-classification":
         return texts.make_token_loaders(args, batch_size, train_set, val_set)
     img_size = model.config.img_size
-    return (Loader(train_set, batch_size, Transform(img_size, train=True), shuffle=True, seed=args.seed, drop_last=True),
+    transform = Transform(img_size, train=True, augment=augmentation_of(args))
+    return (Loader(train_set, batch_size, transform, shuffle=True, seed=args.seed, drop_last=True),
             Loader(val_set, min(batch_size, len(val_set)), Transform(img_size, train=False)))
 
 
@@ -160,7 +163,9 @@ def check_options(args, methods):
     """Raises ValueError for an option that the task or none of the methods has a use for."""
     text = args.task != "image-classification"
     for flag, value, used in (("--tokenizer", args.tokenizer, text), ("--last-layers", args.last_layers, text),
-                              ("--img-size", args.img_size, not text), ("--plan", args.plan, not text)):
+                              ("--img-size", args.img_size, not text), ("--plan", args.plan, not text),
+                              ("--mixup", args.mixup or None, not text), ("--cutmix", args.cutmix or None, not text),
+                              ("--randaugment", args.randaugment, not text)):
         if value is not None and not used:
             raise ValueError(f"{flag}: not an option of --task {args.task}")
     if args.length < 1:
@@ -172,7 +177,54 @@ def check_options(args, methods):
             raise ValueError(f"{flag}: expected a method out of {', '.join(users)}, got {', '.join(methods)}")
 
 
-def train_config(args, method):
+def class_weights_of(args, train_set):
+    """The numbers of --class-weights, or None."""
+    if args.class_weights is None:
+        return None
+    if args.task == "lm":
+        raise ValueError("--class-weights: not an option of --task lm")
+    if args.class_weights == "balanced":
+        return tuple(balanced_class_weights(train_set.labels, len(train_set.classes)).tolist())
+    weights = numbers_of("--class-weights", args.class_weights, float)
+    if len(weights) != len(train_set.classes):
+        raise ValueError(f"--class-weights: expected {len(train_set.classes)} numbers, one for each of "
+                         f"{', '.join(train_set.classes)}, got {len(weights)}")
+    return weights
+
+
+def numbers_of(flag, text, kind=int):
+    """The numbers of a list such as 20,30."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{flag}: expected numbers separated by commas, got {text!r}") from None
+
+
+def param_groups_of(text):
+    """The ParamGroups of a list such as 'head.*:lr=10,*.norm*:lr=0.1:decay=0'."""
+    groups = []
+    for item in text.split(","):
+        pattern, *settings = item.split(":")
+        values = dict(setting.partition("=")[::2] for setting in settings)
+        try:
+            numbers = {{"lr": "lr_scale", "decay": "weight_decay"}[k]: float(v) for k, v in values.items()}
+        except (KeyError, ValueError):
+            raise ValueError(f"--param-groups: expected PATTERN:lr=FACTOR:decay=NUMBER, got {item!r}") from None
+        groups.append(ParamGroup(pattern, **numbers))
+    return tuple(groups)
+
+
+def augmentation_of(args):
+    """The RandAugment of --randaugment, or None."""
+    if args.randaugment is None:
+        return None
+    numbers = numbers_of("--randaugment", args.randaugment, float)
+    if len(numbers) != 2 or not numbers[0].is_integer():
+        raise ValueError(f"--randaugment: expected a number of operations and a magnitude, such as 2,9, got {args.randaugment!r}")
+    return RandAugment(int(numbers[0]), numbers[1])
+
+
+def train_config(args, method, train_set):
     """The TrainConfig, with the defaults that depend on whether weights were given."""
     adaptation = None
     if args.adapt_ranks and method in WSI:
@@ -180,6 +232,8 @@ def train_config(args, method):
                                     seed=args.seed)
     text = args.task != "image-classification"
     optimizer, momentum = optimizer_of(args, text)
+    stopping = None if args.early_stopping is None else EarlyStopping(args.early_stopping, args.min_delta,
+                                                                      not args.keep_last_weights)
     return TrainConfig(
         epochs=args.epochs or (2 if args.weights else 10 if text else 30),
         lr=args.lr or {"sgd": 0.02, "adamw": 0.001 if text and args.weights else 0.003}[optimizer],
@@ -198,6 +252,21 @@ def train_config(args, method):
         track_subspaces=args.track_subspaces if method in TRACKED else 0,
         checkpoint_every=args.checkpoint_every,
         keep=args.keep,
+        min_lr=args.min_lr,
+        milestones=numbers_of("--milestones", args.milestones) if args.milestones else (),
+        gamma=args.gamma,
+        layer_lr_decay=args.layer_lr_decay,
+        param_groups=param_groups_of(args.param_groups) if args.param_groups else (),
+        class_weights=class_weights_of(args, train_set),
+        mixup=args.mixup,
+        cutmix=args.cutmix,
+        mix_prob=args.mix_prob,
+        ema=args.ema,
+        ema_every=args.ema_every,
+        monitor=args.monitor,
+        early_stopping=stopping,
+        tensorboard=args.tensorboard,
+        seed=args.seed,
     )
 
 

@@ -17,7 +17,7 @@ from wasi.training.memory import mib, release_freed, rss_bytes
 from wasi.training.runlog import RunFolder, environment, plot_curves, read_result, read_steps
 
 # A run that goes on may have others of these.
-_FREE = ("command", "out", "resume", "quiet", "threads", "data", "checkpoint_every", "keep")
+_FREE = ("command", "out", "resume", "quiet", "threads", "data", "checkpoint_every", "keep", "tensorboard")
 
 
 def run(args):
@@ -106,7 +106,7 @@ def train_one(args, method, out, plan=None, resume=False):
     else:
         apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
         options.set_policy(args, model)
-    config = options.train_config(args, method)
+    config = options.train_config(args, method, train_set)
     if not checkpoint:
         folder.write_json("config.json", {"method": method, "model": name, **size, "classes": list(train_set.classes),
                                           "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
@@ -130,7 +130,7 @@ def summarise(out, methods, task):
     for method, folder in folders.items():
         r = json.loads((folder / "result.json").read_text())
         losses = [epoch["val_loss"] for epoch in r["epochs"]]
-        reached = f"{math.exp(losses[-1]):.2f}" if language and losses else f"{100 * r['val_accuracy']:.1f} %"
+        reached = f"{math.exp(r.get('val_loss', losses[-1])):.2f}" if language and losses else f"{100 * r['val_accuracy']:.1f} %"
         lines.append(f"| {method} | {r['parameters']:,} | {reached} | {r['seconds_per_step']:.3f} | "
                      f"{mib(r['peak_rss_above_start_bytes']):.0f} MiB | {mib(r['step_peak_bytes']):.0f} MiB |")
         curves[method] = (read_steps(folder / "steps.csv"), r["epochs"])

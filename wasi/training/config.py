@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
+from wasi.names import MONITORS, SCHEDULES
 from wasi.training.ranks import RankAdaptation
-from wasi.training.schedule import SCHEDULES
 
-MONITORS = ("val_accuracy", "val_loss")
 # Fields with which a run may go on otherwise than it began: they change nothing of what is computed.
 FREE_FIELDS = ("checkpoint_every", "keep", "tensorboard")
 
@@ -105,6 +104,8 @@ class TrainConfig:
             raise ValueError(f"gamma: expected a number above 0, up to 1, got {self.gamma}")
         if not 0 < self.layer_lr_decay <= 1:
             raise ValueError(f"layer_lr_decay: expected a number above 0, up to 1, got {self.layer_lr_decay}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing: expected a number in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.mix_prob <= 1:
             raise ValueError(f"mix_prob: expected a probability, got {self.mix_prob}")
         if self.ema is not None and not 0 < self.ema < 1:

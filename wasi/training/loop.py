@@ -62,6 +62,7 @@ class TrainResult:
 
     epochs: list  # a dict an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy, val_top5, seconds
     val_accuracy: float  # of the model that the run leaves: after the last epoch, or, restored, after the best
+    val_loss: float
     seconds_per_step: float  # median
     peak_rss_bytes: int  # highest during training
     peak_rss_above_start_bytes: int  # the same less what was resident when the run began
@@ -181,7 +182,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
         resume.restore_loader(train_loader)
     run = Run(model, config, folder, now, len(train_loader))
     optimizer = run.optimizer
-    watching = _built_in(run, label if progress else None, list(getattr(train_loader, "classes", ())))
+    classes = list(getattr(getattr(train_loader, "dataset", train_loader), "classes", ()))
+    watching = _built_in(run, label if progress else None, classes)
     watching += callbacks
     parts = _parts(run, watching)
     # Gradients too: with gradient_bits or layerwise they are made in the steps.
@@ -287,10 +289,11 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
     elif run.average:
         run.average.swap()
     records, peak_rss = now.records, run.peak_rss_bytes
-    reached = records[now.best["epoch"] - 1 if restored else -1]["val_accuracy"] if records else float("nan")
+    left = records[now.best["epoch"] - 1 if restored else -1] if records else {}
     result = TrainResult(
         epochs=records,
-        val_accuracy=reached,
+        val_accuracy=left.get("val_accuracy", float("nan")),
+        val_loss=left.get("val_loss", float("nan")),
         seconds_per_step=sorted(seconds)[len(seconds) // 2] if seconds else float("nan"),
         peak_rss_bytes=peak_rss,
         peak_rss_above_start_bytes=peak_rss - start_rss,
@@ -307,7 +310,7 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
     )
     if folder:
         if not (interrupt.asked and saving):  # else the checkpoint is the model, and nothing keeps the user waiting
-            save_model(model, folder.path / "model.safetensors", {"classes": list(getattr(train_loader, "classes", []))})
+            save_model(model, folder.path / "model.safetensors", {"classes": classes})
             if records:
                 plot_curves({label: (read_steps(folder.path / "steps.csv"), records)}, folder.path / "curves.png")
         # Last: where it lies, the run is whole.

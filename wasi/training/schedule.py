@@ -3,7 +3,7 @@
 import math
 from fnmatch import fnmatchcase
 
-SCHEDULES = ("constant", "cosine", "linear", "step")
+from wasi.names import SCHEDULES
 
 
 def learning_rate(step, lr, n_steps, schedule="cosine", n_warmup=0, min_lr=0.0, milestones=(), gamma=0.1):
