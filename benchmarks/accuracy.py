@@ -1,15 +1,18 @@
-"""Accuracy of the methods beside dense training: fine-tuning a pretrained ViT, what qwasi's factors start from, from scratch.
+"""Accuracy of the methods beside dense training: fine-tuning a pretrained ViT, from scratch, what qwasi's factors start from,
+and what each saving that changes the gradient costs.
 
 Trains what the run folders do not hold yet and writes the table from them, so an interrupted command goes on where it was:
 
     python benchmarks/accuracy.py finetune --data cifar10_jpg.tar.gz --weights vit_tiny.safetensors --out runs/finetune
     python benchmarks/accuracy.py starts --data cifar10_jpg.tar.gz --weights vit_tiny.safetensors --out runs/starts
+    python benchmarks/accuracy.py cost --data cifar10_jpg.tar.gz --weights vit_tiny.safetensors --out runs/cost
     python benchmarks/accuracy.py scratch --data cifar10_jpg.tar.gz --out runs/scratch
 
 A seed fixes the new head, the images' order and their augmentation, for every method alike. The table's accuracy is that of the
-last epoch on `--limit-test` images; each method takes of its learning rates the one that does best there with the first seed.
-Curves by epoch come from `--limit-val` other images. All linears of the blocks are factored. Writes
-benchmarks/results/NAME_accuracy.{md,json}.
+last epoch on `--limit-test` images; each method takes of its learning rates the one with the least loss on `--limit-val` other
+images with the first seed. All linears of the blocks are factored. Differences are between runs of one seed, on the same images;
+their deviation is over seeds, and beside it stands what the choice of test images adds: the standard error of the mean difference
+over these images. Writes benchmarks/results/NAME_accuracy.{md,json}.
 """
 
 import argparse
@@ -21,18 +24,20 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 from harness import RESULTS, commit, context, mib, write_results
 
 import wasi
-from wasi.layers import ActivationPolicy
-from wasi.models import find_targets
+from wasi.layers import ActivationPolicy, FactoredLinear
+from wasi.models import find_targets, load_model
 from wasi.models.methods import FACTORED, MethodOptions, apply_method
 from wasi.training.data import Loader, Transform, open_splits
 from wasi.training.loop import TrainConfig, train
 from wasi.training.runlog import RunFolder, read_result, write_json
-from wasi.training.step import evaluate
 
 TARGETS = ("all",)
+N_CURVE = 100  # validation images of the curves by epoch
+EMBEDDINGS = ("patch_embed", "pos_embed", "cls_token")
 
 
 @dataclass(frozen=True)
@@ -43,18 +48,31 @@ class Row:
     lrs: tuple
     share: float | None = None  # factors of so many times the weight's parameters
     options: dict = field(default_factory=dict)  # of MethodOptions
-    recompute: bool = False
+    policy: dict = field(default_factory=dict)  # of ActivationPolicy
+    train: dict = field(default_factory=dict)  # of TrainConfig
+    precision: str = "float32"  # of linear layers' products
+    exact_tiles: bool = False  # qwasi's residual is multiplied in float32
     most_seeds: int | None = None  # for a row whose place is clear after so many
 
 
 # Ranks: qwasi's keep weights, gradients and momentum below a sixth of dense training's; wsi's keep its training FLOPs below a
 # half, and lora's then takes the same bytes as wsi.
+FROZEN = "dense, embeddings frozen"  # the other row that differences are taken from
+RECOMPUTE, BFLOAT16 = {"recompute": True}, {"gradient_bits": 16, "state_bits": 16}
 FINETUNE = {
     "dense": Row("dense", (0.01, 0.02, 0.04)),
-    "qwasi, 8 bits, rank 7": Row("qwasi", (0.01, 0.02, 0.03), options={"rank": 7, "bits": 8}, recompute=True),
-    "qwasi, 4 bits, rank 12": Row("qwasi", (0.02, 0.03), options={"rank": 12, "bits": 4}, recompute=True),
+    FROZEN: Row("dense", (0.02,), options={"freeze": EMBEDDINGS}),
+    "qwasi, 8 bits, rank 12, embeddings frozen": Row(
+        "qwasi", (0.02,), options={"rank": 12, "bits": 8, "freeze": EMBEDDINGS}, policy=RECOMPUTE, train=BFLOAT16),
+    "qwasi, 4 bits, rank 18, embeddings frozen": Row(
+        "qwasi", (0.02,), options={"rank": 18, "bits": 4, "freeze": EMBEDDINGS}, policy=RECOMPUTE, train=BFLOAT16),
+    "qwasi, 8 bits, rank 7": Row("qwasi", (0.01, 0.02, 0.03), options={"rank": 7, "bits": 8}, policy=RECOMPUTE),
+    "qwasi, 4 bits, rank 12": Row("qwasi", (0.02, 0.03), options={"rank": 12, "bits": 4}, policy=RECOMPUTE),
     "wsi, whitened": Row("wsi", (0.03,), share=0.4),
+    "wasi, whitened": Row("wasi", (0.03,), share=0.4),
+    "asi": Row("asi", (0.02,)),
     "lora, rank 12": Row("lora", (0.08,), options={"rank": 12}),
+    "qlora, 4 bits, rank 12": Row("qlora", (0.08,), options={"rank": 12}, policy=RECOMPUTE),
     "wsi-dense, ranks of wsi": Row("wsi-dense", (0.03,), share=0.4, most_seeds=1),
 }
 STARTS = {
@@ -66,6 +84,23 @@ SCRATCH = {
     "dense": Row("dense", (0.001, 0.003)),
     "wsi, half the parameters": Row("wsi", (0.003,), share=0.5),
     "wasi, half the parameters": Row("wasi", (0.003,), share=0.5),
+    "wsi-dense, ranks of wsi": Row("wsi-dense", (0.003,), share=0.5),
+    "lora, as many parameters": Row("lora", (0.003,), share=0.5),
+}
+_MICRO = {"micro_batch": 8}
+_QWASI = {"rank": 12, "bits": 8}
+COST = {
+    "dense": Row("dense", (0.02,)),
+    "products in bfloat16": Row("dense", (0.02,), precision="bfloat16"),
+    "kept in 16 bits": Row("dense", (0.02,), policy={"saved_bits": 16}),
+    "kept in 8 bits": Row("dense", (0.02,), policy={"saved_bits": 8}),
+    "kept in 8 bits, products in bfloat16": Row("dense", (0.02,), policy={"saved_bits": 8}, precision="bfloat16"),
+    "4 bits of GELU's derivative": Row("dense", (0.02,), policy={"gelu_bits": 4}),
+    "gradient and momentum in 16 bits": Row("dense", (0.02,), train={**BFLOAT16, **_MICRO}),
+    "asi, half of each mode, 64 channels": Row("asi", (0.02,)),
+    "asi, quarter of each mode, 32 channels": Row("asi", (0.02,), options={"activation_ranks": (0.25, 0.25, 32)}),
+    "qwasi, float32 products": Row("qwasi", (0.02,), options=_QWASI, exact_tiles=True),
+    "qwasi, 8-bit products": Row("qwasi", (0.02,), options=_QWASI),
 }
 
 # A table's title, rows, and what is not named on the command line.
@@ -73,6 +108,7 @@ _PRETRAINED = {"model": "vit_tiny_patch16_224", "batch_size": 32, "optimizer": "
 TABLES = {
     "finetune": ("Fine-tuning", FINETUNE, {**_PRETRAINED, "img_size": 112, "epochs": 5, "limit": 1000}),
     "starts": ("Starts of qwasi", STARTS, {**_PRETRAINED, "img_size": 80, "epochs": 3, "limit": 1500}),
+    "cost": ("The accuracy that savings cost", COST, {**_PRETRAINED, "img_size": 64, "epochs": 2, "limit": 1000}),
     "scratch": ("Training from scratch", SCRATCH,
                 {"model": "vit_micro_patch4_32", "img_size": 32, "epochs": 12, "batch_size": 64, "optimizer": "adamw",
                  "weight_decay": 0.05, "warmup": 100, "limit": 4000}),
@@ -89,8 +125,11 @@ def ready_model(args, row, seed, loader, num_classes):
     calibration = list(itertools.islice(loader, args.calibration)) if args.weights and row.method in FACTORED else None
     options = MethodOptions(targets=TARGETS, rank_pattern=pattern, seed=seed, **row.options)
     apply_method(model, row.method, options, calibration, verbose=False)
-    if row.recompute:
-        model.set_policy(ActivationPolicy(recompute=True, gelu_bits=model.blocks[0].policy.gelu_bits))
+    if row.policy:
+        model.set_policy(ActivationPolicy(**{"gelu_bits": model.blocks[0].policy.gelu_bits, **row.policy}))
+    for _, module in model.named_modules():
+        if row.exact_tiles and isinstance(module, FactoredLinear):
+            module.exact = True
     return model
 
 
@@ -101,35 +140,53 @@ def make_loader(args, images, seed, train):
 
 
 def run(args, name, row, lr, seed, sets):
-    """Trains one run unless its folder holds it; returns its results."""
+    """Trains one run unless its folder holds it, and tests it unless that was done on these images; returns its results."""
     path = Path(args.out) / f"{name.replace(', ', '-').replace(' ', '-')}_lr-{lr:g}_seed-{seed}"
     of_row = {k: v for k, v in asdict(row).items() if k not in ("lrs", "most_seeds")}
-    settings = {"name": name, "lr": lr, "seed": seed, "row": of_row,
-                "sets": {kind: len(images) for kind, images in sets.items()}, "epochs": args.epochs,
+    settings = {"name": name, "lr": lr, "seed": seed, "row": of_row, "images": len(sets["train"]), "epochs": args.epochs,
                 "img_size": args.img_size, "model": args.model, "batch_size": args.batch_size}
-    if not (path / "test.json").exists():
+    wasi.set_matmul_precision(row.precision)
+    if not (path / "trained.json").exists():
         if path.exists():  # began and did not end
             shutil.rmtree(path)
         folder = RunFolder(path)
         folder.write_json("config.json", settings)
-        train_loader, val_loader, test_loader = (make_loader(args, images, seed, kind == "train")
-                                                 for kind, images in sets.items())
+        train_loader = make_loader(args, sets["train"], seed, True)
+        curve_loader = make_loader(args, sets["val"].subset(min(N_CURVE, len(sets["val"])), 0), seed, False)
         model = ready_model(args, row, seed, train_loader, len(sets["train"].classes))
         train_loader.set_epoch(0)
         config = TrainConfig(args.epochs, lr, args.optimizer, momentum=args.momentum, weight_decay=args.weight_decay,
-                             n_warmup=args.warmup)
-        result = train(model, train_loader, val_loader, config, folder, progress=False)
+                             n_warmup=args.warmup, checkpoint_every=0, **row.train)
+        result = train(model, train_loader, curve_loader, config, folder, progress=False)
         if result.interrupted:
             raise KeyboardInterrupt
-        test = evaluate(model, test_loader)
         del model
         gc.collect()
-        write_json(path / "test.json", {"accuracy": test.accuracy, "loss": test.loss, "commit": commit()})
-        print(f"{path.name}: test {100 * test.accuracy:.2f} %, {result.seconds_per_step:.3f} s a step", flush=True)
+        write_json(path / "trained.json", {"commit": commit()})
+        print(f"{path.name}: {result.seconds_per_step:.3f} s a step", flush=True)
     there = json.loads((path / "config.json").read_text())
     if json.loads(json.dumps(settings)) != there:
         raise ValueError(f"out: {path} holds a run with other settings; name another folder")
-    return {**read_result(path), "test": json.loads((path / "test.json").read_text()), "lr": lr}
+    return {**read_result(path), "path": path, "lr": lr, "commit": json.loads((path / "trained.json").read_text())["commit"]}
+
+
+def tested(args, result, kind, sets):
+    """A run's {"loss", "hits"} on the images of `kind`; hits: whether each was right, in the order of the set."""
+    path = result["path"] / f"{kind}.json"
+    if path.exists():
+        record = json.loads(path.read_text())
+        if len(record["hits"]) == len(sets[kind]):
+            return {"loss": record["loss"], "hits": np.array([c == "1" for c in record["hits"]])}
+    model, _ = load_model(result["path"] / "model.safetensors")
+    loss, hits = 0.0, []
+    for images, labels in make_loader(args, sets[kind], 0, False):
+        logits = model.forward(images)
+        loss += model.loss(logits, labels, need_gradient=False)[0] * len(images)
+        hits += (logits.argmax(1) == labels).tolist()
+    record = {"loss": loss / len(hits), "hits": "".join("01"[hit] for hit in hits)}
+    write_json(path, record)
+    print(f"{path.parent.name}: {kind} {100 * sum(hits) / len(hits):.2f} %, loss {record['loss']:.4f}", flush=True)
+    return {"loss": record["loss"], "hits": np.array(hits)}
 
 
 def resident_bytes(result):
@@ -154,8 +211,8 @@ def main(words=None):
     add("--warmup", type=int)
     add("--calibration", type=int, default=4, help="batches for the start of factors")
     add("--limit", type=int, help="training images")
-    add("--limit-val", type=int, default=300)
-    add("--limit-test", type=int, default=2000)
+    add("--limit-val", type=int, default=1000)
+    add("--limit-test", type=int, default=4000)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--rows", nargs="+", help="beside dense training, only the rows that start with one of these words")
     add("--threads", type=int, default=1)
@@ -173,28 +230,35 @@ def main(words=None):
     val_set, test_set = held_out.split(args.limit_val / len(held_out), 0)
     sets = {"train": splits["train"].subset(args.limit, 0), "val": val_set, "test": test_set}
 
-    best = {}
-    for name, row in rows.items():
-        tried = {lr: run(args, name, row, lr, args.seeds[0], sets) for lr in row.lrs}
-        best[name] = max(tried, key=lambda lr: tried[lr]["test"]["accuracy"])
     results = {name: [] for name in rows}
     for seed in args.seeds:
         for name, row in rows.items():
-            if len(results[name]) != row.most_seeds:
-                results[name].append(run(args, name, row, best[name], seed, sets))
-        write_table(args, title, results)
+            if len(results[name]) == row.most_seeds:
+                continue
+            lrs = [results[name][0]["lr"]] if results[name] else row.lrs
+            tried = [run(args, name, row, lr, seed, sets) for lr in lrs]
+            best = tried[0] if len(tried) == 1 else min(tried, key=lambda r: tested(args, r, "val", sets)["loss"])
+            results[name].append({**best, "test": tested(args, best, "test", sets)})
+            write_table(args, title, {n: r for n, r in results.items() if r})
+
+
+def difference(runs, base):
+    """Of top-1 %, seed by seed, and the standard error over images of its mean."""
+    by_image = np.mean([100.0 * r["test"]["hits"] - 100.0 * b["test"]["hits"] for r, b in zip(runs, base)], axis=0)
+    seeds = [100 * float(r["test"]["hits"].mean() - b["test"]["hits"].mean()) for r, b in zip(runs, base)]
+    return {"seeds": seeds, "standard_error": float(by_image.std() / len(by_image) ** 0.5)}
 
 
 def write_table(args, title, results):
     """Reads the runs' results into benchmarks/results/NAME_accuracy.{md,json}."""
-    dense = results["dense"]
+    bases = {name: results[name] for name in ("dense", FROZEN) if name in results}
     records = [{"method": name, "lr": runs[0]["lr"], "seeds": args.seeds[: len(runs)],
-                "top1": [100 * r["test"]["accuracy"] for r in runs],
-                "lead": [100 * (r["test"]["accuracy"] - d["test"]["accuracy"]) for r, d in zip(runs, dense)],
+                "top1": [100 * float(r["test"]["hits"].mean()) for r in runs], "loss": [r["test"]["loss"] for r in runs],
+                "lead": {base: difference(runs, bases[base]) for base in bases},
                 "resident_bytes": resident_bytes(runs[0]), "counted": runs[0]["counted"],
                 "step_peak_bytes": runs[0]["step_peak_bytes"], "flops_per_image": runs[0]["flops_per_image"],
                 "seconds_per_step": [r["seconds_per_step"] for r in runs],
-                **context(args.threads), "commit": runs[0]["test"]["commit"]}
+                **context(args.threads), "commit": runs[0]["commit"]}
                for name, runs in results.items()]
     first = records[0]
 
@@ -202,17 +266,23 @@ def write_table(args, title, results):
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.1f}{spread}"
 
+    def lead(base):
+        return lambda r: (f"{over_seeds(r['lead'][base]['seeds'])} ({r['lead'][base]['standard_error']:.1f})"
+                          if r["method"] != base else "")
+
     def ratio(key):
         return lambda r: f"{r[key] / first[key]:.2f}"
 
     title = (f"{title}: {args.model}, {args.img_size} px, {args.limit} images, "
-             f"{args.epochs} epochs: top-1 % on {args.limit_test} test images, mean ± deviation of seeds {records[0]['seeds']}")
+             f"{args.epochs} epochs: top-1 % on {args.limit_test} test images, mean ± deviation of seeds {records[0]['seeds']}"
+             " (standard error from the choice of images)")
     write_results(f"{args.table}_accuracy", title, records, {
         "method": lambda r: r["method"],
         "lr": lambda r: f"{r['lr']:g}",
         "seeds": lambda r: len(r["seeds"]),
         "top-1 %": lambda r: over_seeds(r["top1"]),
-        "less dense's, same seed": lambda r: over_seeds(r["lead"]),
+        "test loss": lambda r: f"{statistics.fmean(r['loss']):.3f}",
+        **{f"less that of {base}": lead(base) for base in bases},
         "weights + gradients + optimiser, MiB": lambda r: f"{r['resident_bytes'] / 2**20:.1f}",
         "of dense's": ratio("resident_bytes"),
         "saved for backward, MiB": lambda r: mib(r["counted"]["saved_bytes"]),

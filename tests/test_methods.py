@@ -295,6 +295,20 @@ def test_gradient_factors_hold_the_best_part_of_the_gradient(rng, O, I):
     assert gradient_factors(W, G, variance=share - 1e-4)[0].shape == (O, 5)
 
 
+def test_frozen_parameters_stay_and_take_no_gradient():
+    model, images, labels = model_and_batch()
+    options = MethodOptions(rank=4, freeze=("patch_embed", "pos_embed", "blocks.1.mlp.fc1"))
+    apply_method(model, "qwasi", options, [(images, labels)], verbose=False)
+    before = {name: p.data.copy() for name, p in model.named_parameters()}
+    optimizer = Optimizer(model, "sgd", momentum=0.9)
+    accumulate_gradient(model, images, labels)
+    optimizer.step(0.1)
+    moved = {name for name, p in model.named_parameters() if not np.array_equal(p.data, before[name])}
+    assert moved == {name for name in before if not name.startswith(("patch_embed.", "pos_embed", "blocks.1.mlp.fc1."))}
+    with pytest.raises(ValueError, match="freeze: the model has no parameters 'patch'"):
+        apply_method(model_and_batch()[0], "dense", MethodOptions(freeze=("patch",)))
+
+
 def test_weight_gradients_are_those_of_training_and_leave_the_model_as_it_was():
     model, images, labels = model_and_batch()
     names = ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"]

@@ -144,6 +144,7 @@ def method_options(args, model):
         rank = model.config.embed_dim // 4
     ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
     return MethodOptions(targets=targets_of(args), variance=args.variance or 0.9, rank=rank, bits=args.bits or 4,
+                         freeze=tuple(args.freeze.split(",")) if args.freeze else (),
                          start=args.start, alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, activation_ranks=ranks)
 
 

@@ -26,6 +26,7 @@ class MethodOptions:
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
     lora_rank: int = 8  # of the updates of svd-llm-lora, whose factors `rank` is about
     seed: int = 0  # of LoRA's random start
+    freeze: tuple = ()  # names of parameters, or what they begin with: these are left as they are
     activation_ranks: tuple | None = None  # (batch, tokens, channels) for compressed inputs: shares or numbers; None: the
     #                                        method's default, (0.5, 0.5, 64) for asi, amc and wasi, else inputs stay as they are
 
@@ -82,7 +83,22 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
         compress_inputs(model, names, ranks, "hosvd" if method == "amc" else "asi")
         if all(isinstance(block.mlp, Mlp) and block.mlp.fc2.compression for block in model.blocks):
             model.set_policy(ActivationPolicy(gelu_bits=4))
+    freeze_parameters(model, options.freeze)
     return model
+
+
+def freeze_parameters(model, names):
+    """Leaves parameters as they are in training: those of these dotted names, or in modules of these names.
+
+    Raises ValueError for a name that none has.
+    """
+    parameters = list(model.named_parameters())
+    for name in names:
+        found = [p for own, p in parameters if own == name or own.startswith(name + ".")]
+        if not found:
+            raise ValueError(f"freeze: the model has no parameters {name!r} ({', '.join(own for own, _ in parameters[:4])}, ...)")
+        for p in found:
+            p.trainable = False
 
 
 def compress_inputs(model, names, ranks, method):
