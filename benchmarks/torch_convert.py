@@ -30,7 +30,7 @@ from wasi.training.data import Loader, Transform, open_splits
 TUCKER = (0.5, 0.5, 64)
 QWASI = {"rank": 16, "bits": 8}
 N_CALIBRATION = 4
-N_LAST = 10  # steps at the end of the curve whose mean loss is given
+N_LAST = 6  # steps at the end of the curve whose mean loss is given
 
 # Row: method, its options, bits of GELU's derivative, whether every block is recomputed in backward (torch.utils.checkpoint).
 ROWS = {
