@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from wasi.models import load_llama
 from wasi.models.exporting import export, export_tensors, torchvision_name
 from wasi.models.methods import MethodOptions, apply_method
 from wasi.models.weights import timm_name
+from wasi.training.checkpoint import Progress, save_checkpoint
 
 METHODS = ["dense", "wsi", "qwasi", "lora", "svd-llm-lora"]
 VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
@@ -291,9 +293,14 @@ def test_the_command_exports_and_describes_files_and_run_folders(tmp_path, capfd
 
     assert main(["info", str(tmp_path / "run")]) == 0
     told = capfd.readouterr().out
-    assert "architecture vit: img_size 32" in told and "classes: a, b, c, d, e, f, g" in told
+    assert "architecture vit: img_size 32" in told and "7 classes: a, b, c, d, e, f, g" in told
     assert re.search(r"blocks.0.attn.qkv +FactoredLinear +144 x 48 +12 +4 +9,360 +2,448 +9,792", told)
     assert re.search(r"trained: [\d,]+ of [\d,]+ parameters \(\d+\.\d %\), [\d,]+ bytes; frozen: [\d,]+ bytes", told)
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000004.safetensors", model, {},
+                    {"progress": asdict(Progress(4, 2))})
+    (tmp_path / "run" / "model.safetensors").unlink()
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert "checkpoint: after step 4, in epoch 2\n" in capfd.readouterr().out
     assert main(["info", str(tmp_path / "m.safetensors")]) == 0
     assert re.search(r"head.weight +F32  7 x 48\n", capfd.readouterr().out)
     assert main(["info", str(tmp_path / "none.safetensors")]) == 2

@@ -1,12 +1,12 @@
 """`wasi info`: what a model file holds."""
 
-import json
 import math
 
-from wasi.cli.models import model_file
+from wasi.cli.models import classes_of, model_file
 from wasi.models import load_model
 from wasi.models.plan import format_bytes
 from wasi.models.weights import TensorFile
+from wasi.training.checkpoint import Checkpoint
 
 
 def run(args):
@@ -21,11 +21,12 @@ def run(args):
         return 0
     model, extra = load_model(path)
     print(f"architecture {model.architecture}: " + ", ".join(f"{k} {v}" for k, v in vars(model.config).items()))
-    for name, value in (extra or {}).items():
-        print(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    classes = classes_of(extra)
+    if classes:
+        print(f"{len(classes)} classes: {', '.join(classes)}")
     if "checkpoint" in file.metadata:
-        progress = json.loads(file.metadata["checkpoint"]).get("progress", {})
-        print("checkpoint: " + ", ".join(f"{k} {progress[k]}" for k in ("step", "epoch") if k in progress))
+        progress = Checkpoint(path).progress
+        print(f"checkpoint: after step {progress.step}, in epoch {progress.epoch}")
     print(model.summary())
     model.print_trainable_parameters()
     return 0

@@ -5,6 +5,12 @@ from pathlib import Path
 from wasi.training.checkpoint import list_checkpoints
 
 
+def classes_of(extra):
+    """The names of the classes in what was saved with a model, or None where it has none."""
+    classes = extra.get("classes") if isinstance(extra, dict) else None
+    return [str(name) for name in classes] if isinstance(classes, list) and classes else None
+
+
 def model_file(path):
     """The file that a path names; of a run folder its trained model, or, where that is not there yet, its newest checkpoint.
 

@@ -70,9 +70,10 @@ def export(model, path, format, factored=False, opset=17, classes=None, overwrit
     >>> model = wasi.factorize(wasi.create_model("vit_micro_patch4_32"), rank=8, verbose=False)
     >>> export(model, "mine.safetensors", "timm")
     """
-    formats = FORMATS.get(model.architecture, ())
-    if format not in formats:
-        raise ValueError(f"format: expected {' or '.join(map(repr, formats)) or 'another model'} for the architecture "
+    if model.architecture not in FORMATS:
+        raise ValueError(f"model: expected an architecture out of {', '.join(FORMATS)}, got {model.architecture!r}")
+    if format not in FORMATS[model.architecture]:
+        raise ValueError(f"format: expected {' or '.join(map(repr, FORMATS[model.architecture]))} for the architecture "
                          f"{model.architecture!r}, got {format!r}")
     if factored and format == "torchvision":
         raise ValueError("factored: expected False for torchvision, whose attention is not made of linear layers")
