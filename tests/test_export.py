@@ -14,7 +14,7 @@ from tables import relative_error
 import wasi
 from wasi.cli import main
 from wasi.models import load_llama
-from wasi.models.exporting import export, export_tensors, torchvision_name
+from wasi.models.exporting import export, export_tensors
 from wasi.models.methods import MethodOptions, apply_method
 from wasi.models.weights import timm_name
 from wasi.training.checkpoint import Progress, save_checkpoint
@@ -115,9 +115,8 @@ def test_torchvision_names_are_those_that_are_read(tmp_path, build):
     read_again = wasi.create_model("vit_tiny_patch16_224", **VIT) if build is vit else swin()
     wasi.load_weights(read_again, tmp_path / "m.safetensors")
     assert relative_error(read_again.forward(images(model)), model.forward(images(model))) < 1e-5
-    for name in export_tensors(model):
-        theirs = torchvision_name(name, model.architecture)
-        assert timm_name(theirs) == re.sub(r"^head\.fc\.", "head.", name)
+    assert ({timm_name(name) for name in tensors.keys() - computed}
+            == {re.sub(r"^head\.fc\.", "head.", name) for name in export_tensors(model)})
 
 
 def import_or_skip(name):
@@ -176,6 +175,38 @@ def test_transformers_loads_its_export(torch, tmp_path, num_classes):
     assert np.abs(got - model.forward(tokens)).max() < 1e-4
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("build", [vit, swin])
+def test_transformers_loads_models_of_images(torch, tmp_path, build):
+    import_or_skip("transformers.models.llama.modeling_llama")
+    import transformers
+
+    model = build("wsi")
+    export(model, tmp_path / "m", "hugging-face", classes=list("abcdefg"))
+    theirs, told = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"] and theirs.config.id2label[2] == "c"
+    with torch.no_grad():
+        got = theirs.eval()(torch.from_numpy(images(model))).logits.numpy()
+    assert np.abs(got - model.forward(images(model))).max() < 1e-4
+    pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path / "m")
+    assert list(pixels.image_std) == list(model.config.std)
+
+
+@pytest.mark.parametrize("build", [vit, swin])
+def test_names_of_hugging_face(tmp_path, build):
+    model = build("wsi")
+    export(model, tmp_path / "m", "hugging-face")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    block = "vit.encoder.layer.1" if build is vit else "swin.encoder.layers.0.blocks.1"
+    inner = "attention" if build is vit else "self"
+    whole = model.blocks[1].attn.qkv.merged_weight()
+    assert np.array_equal(tensors[f"{block}.attention.{inner}.key.weight"], np.split(whole, 3)[1])
+    assert {"classifier.bias", f"{block}.layernorm_after.weight", f"{block}.output.dense.bias"} <= tensors.keys()
+    assert len(tensors) == len(export_tensors(model)) + 2 * 2 * len(model.blocks)
+    with pytest.raises(ValueError, match="factored: expected False for hugging-face"):
+        export(model, tmp_path / "n", "hugging-face", factored=True)
+
+
 def run_onnx(path, x):
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -229,9 +260,8 @@ def test_frozen_bfloat16_is_exported_as_float32(tmp_path):
 
 def test_what_cannot_be_exported_is_refused_by_name(tmp_path, monkeypatch):
     model, path = vit("wsi"), tmp_path / "m.safetensors"
-    formats = "format: expected 'timm' or 'torchvision' or 'onnx' for the architecture 'vit', got "
-    for other, format, message in [(model, "pickle", formats + "'pickle'"), (model, "hugging-face", formats + "'hugging-face'"),
-                                   (decoder(), "timm", "expected 'hugging-face' or")]:
+    formats = "format: expected 'timm' or 'torchvision' or 'hugging-face' or 'onnx' for the architecture 'vit', got 'pickle'"
+    for other, format, message in [(model, "pickle", formats), (decoder(), "timm", "expected 'hugging-face' or")]:
         with pytest.raises(ValueError, match=message):
             export(other, path, format)
     with pytest.raises(ValueError, match="factored: expected False for torchvision"):
@@ -288,8 +318,11 @@ def test_the_command_exports_and_describes_files_and_run_folders(tmp_path, capfd
     assert "is there already" in capfd.readouterr().err
     assert main(["export", str(tmp_path), str(tmp_path / "n.safetensors")]) == 2
     assert "model: expected a file, or a run folder with model.safetensors or checkpoints" in capfd.readouterr().err
-    assert main(["export", str(tmp_path / "run"), str(tmp_path / "n"), "--format", "hugging-face"]) == 2
-    assert "format: expected 'timm' or 'torchvision' or 'onnx' for the architecture 'vit'" in capfd.readouterr().err
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "n"), "--format", "hugging-face", "--factored"]) == 2
+    assert "factored: expected False for hugging-face" in capfd.readouterr().err
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "n"), "--format", "hugging-face"]) == 0
+    assert json.loads((tmp_path / "n" / "config.json").read_text())["id2label"]["6"] == "g"
+    capfd.readouterr()
 
     assert main(["info", str(tmp_path / "run")]) == 0
     told = capfd.readouterr().out

@@ -12,11 +12,11 @@ from wasi.layers import FactoredLinear
 from wasi.layers.frozen import Bf16Embedding
 from wasi.layers.windows import WindowAttention, relative_positions
 from wasi.models.inference import mergeable
-from wasi.models.llama_files import write_hugging_face
+from wasi.models.llama_files import hugging_face_decoder, write_hugging_face
 from wasi.models.weights import atomic_file, published_shape, write_tensors
 
 # What each architecture can be exported as.
-FORMATS = {"vit": ("timm", "torchvision", "onnx"), "swin": ("timm", "torchvision", "onnx"),
+FORMATS = {"vit": ("timm", "torchvision", "hugging-face", "onnx"), "swin": ("timm", "torchvision", "hugging-face", "onnx"),
            "llama": ("hugging-face", "onnx")}
 
 # timm's names of ViT and Swin, as patterns, and torchvision's.
@@ -45,6 +45,34 @@ _TORCHVISION = {
     ],
 }
 
+# timm's names of a block's parts, and those of Hugging Face's ViT and Swin transformer.
+_HUGGING_FACE_PARTS = {
+    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+    "attn.q": "attention.{inner}.query", "attn.k": "attention.{inner}.key", "attn.v": "attention.{inner}.value",
+    "attn.relative_position_bias_table": "attention.self.relative_position_bias_table",
+    "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+}
+_HUGGING_FACE = {
+    "vit": [
+        (r"patch_embed\.proj\.(.*)", r"vit.embeddings.patch_embeddings.projection.\1"),
+        (r"cls_token", "vit.embeddings.cls_token"),
+        (r"pos_embed", "vit.embeddings.position_embeddings"),
+        (r"norm\.(.*)", r"vit.layernorm.\1"),
+        (r"head\.(.*)", r"classifier.\1"),
+        (r"blocks\.(\d+)\.(.*?)(\.weight|\.bias|)",
+         lambda m: f"vit.encoder.layer.{m[1]}.{_HUGGING_FACE_PARTS[m[2]].format(inner='attention')}{m[3]}"),
+    ],
+    "swin": [
+        (r"patch_embed\.proj\.(.*)", r"swin.embeddings.patch_embeddings.projection.\1"),
+        (r"patch_embed\.norm\.(.*)", r"swin.embeddings.norm.\1"),
+        (r"norm\.(.*)", r"swin.layernorm.\1"),
+        (r"head\.fc\.(.*)", r"classifier.\1"),
+        (r"layers\.(\d+)\.downsample\.(.*)", lambda m: f"swin.encoder.layers.{int(m[1]) - 1}.downsample.{m[2]}"),
+        (r"layers\.(\d+)\.blocks\.(\d+)\.(.*?)(\.weight|\.bias|)",
+         lambda m: f"swin.encoder.layers.{m[1]}.blocks.{m[2]}.{_HUGGING_FACE_PARTS[m[3]].format(inner='self')}{m[4]}"),
+    ],
+}
+
 
 def export(model, path, format, factored=False, opset=17, classes=None, overwrite=False):
     """Writes a model for other programs; the model stays as it is.
@@ -55,10 +83,11 @@ def export(model, path, format, factored=False, opset=17, classes=None, overwrit
     ----------
     path: the file to write, or, for "hugging-face", the folder.
     format: "timm" or "torchvision", a safetensors file whose tensors their `load_state_dict` takes as they are;
-        "hugging-face", a decoder's config.json and model.safetensors for `from_pretrained`; "onnx" (needs the onnx library),
-        see `wasi.models.onnx`.
+        "hugging-face", config.json and model.safetensors for `from_pretrained` of transformers, of images' models with the
+        preprocessor_config.json of their pixels; "onnx" (needs the onnx library), see `wasi.models.onnx`.
     factored: write two linears for a layer of factors without a residual, a `torch.nn.Sequential` of R without and L with
-        bias: NAME.0.weight (K, I), NAME.1.weight (O, K), NAME.1.bias; not for torchvision. Other layers are dense.
+        bias: NAME.0.weight (K, I), NAME.1.weight (O, K), NAME.1.bias. Other layers are dense. Not for torchvision, nor for
+        Hugging Face's models of images, whose attention is not made of the same linear layers.
     opset: of an ONNX file.
     classes: names of the classes, kept in the file's metadata.
     overwrite: replace what is there.
@@ -75,8 +104,8 @@ def export(model, path, format, factored=False, opset=17, classes=None, overwrit
     if format not in FORMATS[model.architecture]:
         raise ValueError(f"format: expected {' or '.join(map(repr, FORMATS[model.architecture]))} for the architecture "
                          f"{model.architecture!r}, got {format!r}")
-    if factored and format == "torchvision":
-        raise ValueError("factored: expected False for torchvision, whose attention is not made of linear layers")
+    if factored and (format == "torchvision" or (format == "hugging-face" and model.architecture != "llama")):
+        raise ValueError(f"factored: expected False for {format}, whose attention is not made of the same linear layers")
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"path: {str(path)!r} is there already; remove it, or overwrite it")
@@ -89,13 +118,18 @@ def export(model, path, format, factored=False, opset=17, classes=None, overwrit
         return
     tensors = export_tensors(model, factored)
     if format == "hugging-face":
+        if model.architecture == "llama":
+            tensors, settings = hugging_face_decoder(model.config, tensors, classes)
+            settings = {"config.json": settings}
+        else:
+            tensors, settings = hugging_face_images(model, tensors, classes)
         with _named_errors(path):
-            write_hugging_face(path, model.config, tensors, classes)
+            write_hugging_face(path, tensors, settings)
         return
     if format == "torchvision":
-        tensors = {torchvision_name(name, model.architecture): array for name, array in tensors.items()}
-        tensors |= {torchvision_name(f"{name}.relative_position_index", "swin"): relative_positions(module.window)
+        tensors |= {f"{name}.relative_position_index": relative_positions(module.window)
                     for name, module in model.named_modules() if isinstance(module, WindowAttention)}
+        tensors = {renamed(name, _TORCHVISION[model.architecture]): array for name, array in tensors.items()}
     with _named_errors(path):
         write_tensors(path, tensors, {"format": "pt"} | ({"classes": json.dumps(list(classes))} if classes else {}))
 
@@ -135,9 +169,36 @@ def export_tensors(model, factored=False):
     return tensors
 
 
-def torchvision_name(name, architecture):
-    """The torchvision name of a tensor that goes by its timm name."""
-    for pattern, replacement in _TORCHVISION[architecture]:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
+def hugging_face_images(model, tensors, classes):
+    """({Hugging Face's name: array}, {file: settings}) of a ViT or a Swin transformer.
+
+    tensors: {timm name: array}; queries, keys and values, which are one linear there, become three.
+    """
+    split = {}
+    for name, array in tensors.items():
+        parts = zip("qkv", np.split(array, 3)) if ".attn.qkv." in name else [("qkv", array)]
+        split |= {name.replace("attn.qkv", f"attn.{part}"): a for part, a in parts}
+    c, is_vit = model.config, model.architecture == "vit"
+    settings = {"model_type": model.architecture, "image_size": c.img_size, "patch_size": c.patch_size, "num_channels": 3,
+                "hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": c.norm_eps, "torch_dtype": "float32",
+                "architectures": ["ViTForImageClassification" if is_vit else "SwinForImageClassification"],
+                "id2label": {str(i): str(name) for i, name in enumerate(classes or map("LABEL_{}".format, range(c.num_classes)))}}
+    if is_vit:
+        settings |= {"hidden_size": c.embed_dim, "num_hidden_layers": c.depth, "num_attention_heads": c.num_heads,
+                     "intermediate_size": int(c.embed_dim * c.mlp_ratio)}
+    else:
+        settings |= {"embed_dim": c.embed_dim, "depths": c.depths, "num_heads": c.num_heads, "window_size": c.window_size,
+                     "mlp_ratio": c.mlp_ratio}
+    pixels = {"image_processor_type": "ViTImageProcessor", "size": {"height": c.img_size, "width": c.img_size}, "do_resize": True,
+              "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": c.mean, "image_std": c.std}
+    tensors = {renamed(name, _HUGGING_FACE[model.architecture]): array for name, array in split.items()}
+    return tensors, {"preprocessor_config.json": pixels, "config.json": settings}
+
+
+def renamed(name, patterns):
+    """The name that the first fitting one of (pattern, replacement) gives a tensor."""
+    for pattern, replacement in patterns:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return replacement(match) if callable(replacement) else match.expand(replacement)
     raise KeyError(name)

@@ -136,11 +136,12 @@ def save_hugging_face(model, folder):
     if parameters.keys() != shapes.keys():
         raise ValueError("model: expected dense layers alone, as wasi.merge gives them; these are not: "
                          f"{', '.join(sorted(shapes.keys() - parameters.keys()))}")
-    write_hugging_face(folder, model.config, {name: p.data for name, p in parameters.items()})
+    tensors, settings = hugging_face_decoder(model.config, {name: p.data for name, p in parameters.items()})
+    write_hugging_face(folder, tensors, {"config.json": settings})
 
 
-def write_hugging_face(folder, config, tensors, classes=None):
-    """Writes a decoder's config.json and model.safetensors by Hugging Face's names; each appears whole or not at all.
+def hugging_face_decoder(config, tensors, classes=None):
+    """({Hugging Face's name: array}, the settings of config.json) of a decoder.
 
     tensors: {our name: array}; classes: names of a classifier's classes.
     """
@@ -151,12 +152,18 @@ def write_hugging_face(folder, config, tensors, classes=None):
     if classifier:
         names = classes or [f"LABEL_{i}" for i in range(config.num_classes)]
         settings["id2label"] = {str(i): name for i, name in enumerate(names)}
+    return {hugging_face_name(name, classifier): array for name, array in tensors.items()}, settings
+
+
+def write_hugging_face(folder, tensors, settings):
+    """Writes model.safetensors and the JSON files {name: settings} to a folder, made where there is none; each is atomic."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {hugging_face_name(name, classifier): np.ascontiguousarray(a, np.float32) for name, a in tensors.items()}
+    tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    with atomic_file(folder / "config.json") as file:
-        file.write((json.dumps(settings, indent=1) + "\n").encode())
+    for name, content in settings.items():
+        with atomic_file(folder / name) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_config(path):
