@@ -138,6 +138,13 @@ def test_a_tar_gz_that_decompresses_without_end_is_refused(tmp_path):
     refused(tmp_path / "a.tar.gz", "a.tar.gz: it decompresses to more", memory_limit_bytes=2**20)
 
 
+def test_a_member_that_ends_far_beyond_its_tar_gz_is_no_work(tmp_path):
+    member = tarfile.TarInfo("cat/about.txt")
+    member.size = 2**59
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(10240)))
+    refused(tmp_path / "a.tar.gz", "a.tar.gz: not a whole gzipped tar archive: it ends within a member")
+
+
 def npy_header(text, version=2):
     return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<I" if version > 1 else "<H", len(text)) + text
 

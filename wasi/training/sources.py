@@ -213,14 +213,17 @@ class _Slices:
 
 
 class _Limited:
-    """A file that is read up to so many bytes."""
+    """A file that is read up to so many bytes, and not on and on at its end, as tarfile does to skip what is not there."""
 
     def __init__(self, file, path, n_bytes):
-        self._file, self._path, self._left = file, path, n_bytes
+        self._file, self._path, self._left, self._beyond = file, path, n_bytes, 0
 
     def read(self, n):
         data = self._file.read(n)
         self._left -= len(data)
+        self._beyond += not data
+        if self._beyond > 2:
+            raise EOFError("it ends within a member")
         if self._left < 0:
             raise ValueError(f"{self._path}: it decompresses to more than memory_limit_bytes allows; gunzip it: a plain .tar is "
                              "read in place")
