@@ -90,6 +90,15 @@ def test_bad_input_is_refused_by_name():
     rows, pos = np.zeros((2, 4, 8), np.float32), np.zeros((1, 4, 8), np.float32)
     with pytest.raises(ValueError, match=r"pos.shape\[1\]: expected 5 \(one position a token\), got 4"):
         ops.assemble_tokens(rows, np.zeros((1, 1, 8), np.float32), pos)
+    for n in (0, 2):  # tables of no row would be read beyond their end
+        with pytest.raises(ValueError, match=r"cls.shape\[0\]: expected 1 \(one for all samples\)"):
+            ops.assemble_tokens(rows, np.zeros((n, 1, 8), np.float32), np.zeros((1, 5, 8), np.float32))
+        with pytest.raises(ValueError, match=r"pos.shape\[0\]: expected 1"):
+            ops.assemble_tokens(rows, None, np.zeros((n, 4, 8), np.float32))
+        with pytest.raises(ValueError, match=r"dcls.shape\[0\]: expected 1"):
+            ops.assemble_tokens_backward(rows, np.zeros((n, 1, 8), np.float32), None)
+        with pytest.raises(ValueError, match=r"dpos.shape\[0\]: expected 1"):
+            ops.assemble_tokens_backward(rows, None, np.zeros((n, 4, 8), np.float32))
     with pytest.raises(ValueError, match="patches: expected shape"):
         ops.fold_patches(np.zeros((1, 3, 12), np.float32), 2)
     with pytest.raises(ValueError, match=r"x.shape\[2\]: expected an even number, got 3"):

@@ -122,8 +122,10 @@ static PyObject *assemble_tokens(PyObject *self, PyObject *args, PyObject *kwarg
         return NULL;
     if (!wasi_need_f32(rows_obj, 3, "rows", &rows) || !wasi_maybe_array(cls_obj, NPY_FLOAT32, 3, "cls", &cls) ||
         !wasi_need_f32(pos_obj, 3, "pos", &pos) ||
-        (cls.data && (!wasi_need_dim(&cls, 1, 1, "cls", "one token") ||
+        (cls.data && (!wasi_need_dim(&cls, 0, 1, "cls", "one for all samples") ||
+                      !wasi_need_dim(&cls, 1, 1, "cls", "one token") ||
                       !wasi_need_dim(&cls, 2, rows.dim[2], "cls", "rows.shape[2]"))) ||
+        !wasi_need_dim(&pos, 0, 1, "pos", "one for all samples") ||
         !wasi_need_dim(&pos, 1, rows.dim[1] + (cls.data != NULL), "pos", "one position a token") ||
         !wasi_need_dim(&pos, 2, rows.dim[2], "pos", "rows.shape[2]"))
         return NULL;
@@ -158,9 +160,11 @@ static PyObject *assemble_tokens_backward(PyObject *self, PyObject *args, PyObje
     if (n_cls < 0 || n_cls > 1 || dtokens.dim[1] < n_cls)
         return PyErr_Format(PyExc_ValueError, "n_cls: expected 0 or 1 and no more than the tokens, got %d", n_cls);
     if ((dcls_obj != Py_None && (!wasi_need_writable(dcls_obj, NPY_FLOAT32, 3, "dcls", &dcls) ||
+                                 !wasi_need_dim(&dcls, 0, 1, "dcls", "one for all samples") ||
                                  !wasi_need_dim(&dcls, 1, n_cls, "dcls", "n_cls") ||
                                  !wasi_need_dim(&dcls, 2, dtokens.dim[2], "dcls", "dtokens.shape[2]"))) ||
         (dpos_obj != Py_None && (!wasi_need_writable(dpos_obj, NPY_FLOAT32, 3, "dpos", &dpos) ||
+                                 !wasi_need_dim(&dpos, 0, 1, "dpos", "one for all samples") ||
                                  !wasi_need_dim(&dpos, 1, dtokens.dim[1], "dpos", "dtokens.shape[1]") ||
                                  !wasi_need_dim(&dpos, 2, dtokens.dim[2], "dpos", "dtokens.shape[2]"))))
         return NULL;
