@@ -1,5 +1,7 @@
 #include "bindings/convert.h"
 
+#include "common/redzone.h"
+
 /* "float32 array of shape (3, 4)" for error messages. */
 static PyObject *describe(PyObject *object)
 {
@@ -185,6 +187,8 @@ PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims)
 
 PyArrayObject *wasi_new_scratch(size_t bytes)
 {
+    if (WASI_RED_ZONE_OF_PIECES)
+        bytes = WASI_MAX(bytes, 4096); /* NumPy keeps smaller blocks for others, who may touch what is forbidden here */
     npy_intp dim = (npy_intp)bytes;
     if (bytes > PY_SSIZE_T_MAX) {
         PyErr_NoMemory();

@@ -5,9 +5,13 @@
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "common/redzone.h"
 
 /* The range is tiled by blocks, each behind a 64-byte header that names its own and its left
  * neighbour's size, so that free() finds both neighbours. Free blocks are found by walking the tiles from
@@ -39,6 +43,30 @@ static tile *left_of(tile *t)
     return t->left ? (tile *)((char *)t - t->left) : NULL;
 }
 
+/* Behind a block, to the end of its tile: forbidden, and of a known content. */
+static void guard(tile *t)
+{
+    char *end = (char *)(t + 1) + t->asked;
+    size_t room = t->size - sizeof(tile) - t->asked;
+    WASI_ALLOW(t + 1, t->asked + room);
+    memset(end, 0xA5, room);
+    WASI_FORBID(end, room);
+}
+
+static void check_guard(tile *t)
+{
+    char *end = (char *)(t + 1) + t->asked;
+    size_t room = t->size - sizeof(tile) - t->asked;
+    WASI_ALLOW(end, room);
+    for (size_t i = 0; i < room; i++) {
+        if ((unsigned char)end[i] != 0xA5) {
+            fprintf(stderr, "wasi: byte %zu behind an array of %zu bytes was written to\n", i, t->asked);
+            abort();
+        }
+    }
+    WASI_FORBID(t + 1, t->asked + room);
+}
+
 wasi_arena *wasi_arena_new(size_t capacity)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -61,6 +89,7 @@ wasi_arena *wasi_arena_new(size_t capacity)
 
 void wasi_arena_delete(wasi_arena *a)
 {
+    WASI_ALLOW(a->base, a->stats.capacity);
     munmap(a->base, a->stats.capacity);
     pthread_mutex_destroy(&a->lock);
     free(a);
@@ -70,7 +99,7 @@ void *wasi_arena_alloc(wasi_arena *a, size_t bytes)
 {
     if (bytes > a->stats.capacity)
         return NULL;
-    size_t need = sizeof(tile) + (bytes + 63) / 64 * 64;
+    size_t need = sizeof(tile) + (bytes + 63) / 64 * 64 + WASI_RED_ZONE_OF_BLOCKS;
     pthread_mutex_lock(&a->lock);
     tile *t = (tile *)a->base;
     while (t != NULL && !(t->is_free && t->size >= need))
@@ -81,6 +110,7 @@ void *wasi_arena_alloc(wasi_arena *a, size_t bytes)
     }
     if (t->size >= need + sizeof(tile) + 64) { /* split: the rest stays free */
         tile *rest = (tile *)((char *)t + need);
+        WASI_ALLOW(rest, sizeof *rest);
         *rest = (tile){.size = t->size - need, .left = need, .is_free = 1};
         tile *after = right_of(a, rest);
         if (after != NULL)
@@ -89,6 +119,8 @@ void *wasi_arena_alloc(wasi_arena *a, size_t bytes)
     }
     t->is_free = 0;
     t->asked = bytes;
+    if (WASI_RED_ZONE_OF_BLOCKS)
+        guard(t);
     wasi_arena_stats *s = &a->stats;
     s->current += t->size;
     s->peak = WASI_MAX(s->peak, s->current);
@@ -118,6 +150,8 @@ void wasi_arena_free(wasi_arena *a, void *block)
         return;
     tile *t = (tile *)block - 1;
     pthread_mutex_lock(&a->lock);
+    if (WASI_RED_ZONE_OF_BLOCKS)
+        check_guard(t);
     a->stats.current -= t->size;
     a->stats.n_blocks--;
     t->is_free = 1;

@@ -11,6 +11,7 @@
 #ifndef WASI_COMMON_SCRATCH_H
 #define WASI_COMMON_SCRATCH_H
 
+#include "common/redzone.h"
 #include "common/status.h"
 
 typedef struct {
@@ -32,8 +33,13 @@ static inline wasi_scratch wasi_scratch_count(void)
 
 static inline void *wasi_take(wasi_scratch *s, size_t bytes)
 {
-    void *piece = s->base ? s->base + s->used : NULL;
-    s->used += (bytes + 63) & ~(size_t)63;
+    char *piece = s->base ? s->base + s->used : NULL;
+    size_t room = ((bytes + 63) & ~(size_t)63) + WASI_RED_ZONE_OF_PIECES;
+    if (piece != NULL && WASI_RED_ZONE_OF_PIECES) {
+        WASI_ALLOW(piece, bytes);
+        WASI_FORBID(piece + bytes, room - bytes);
+    }
+    s->used += room;
     return piece;
 }
 
