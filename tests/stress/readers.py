@@ -25,7 +25,7 @@ from wasi.models.methods import MethodOptions, apply_method
 from wasi.models.plan import Plan, PlanError
 from wasi.models.tokenizer import ByteTokenizer
 from wasi.models.weights import TensorFile, load_weights, model_tensors, write_tensors
-from wasi.training import checkpoint
+from wasi.training import checkpoint, dataset
 from wasi.training.data import open_splits
 from wasi.training.dataset import ImageError
 from wasi.training.optimizer import Optimizer
@@ -335,6 +335,7 @@ def _npz_bytes(save):
 
 
 def _read_images(path):
+    dataset.MAX_PIXELS = 2**22  # an image takes four bytes a pixel while it is decoded, up to this limit
     for split in open_splits(path, memory_limit_bytes=8 * 2**20).values():
         for i in range(len(split)):
             with contextlib.suppress(ImageError):

@@ -2,8 +2,8 @@
 
     python tests/stress/soak.py --minutes 120
 
-One thread trains a model of the given method over and over the shipped images, writing checkpoints; another classifies images with
-a merged copy that it loads anew from the newest file, as a server would. Every half minute a row: resident memory, loss, updates
+One thread trains a model of the given method over and over the shipped images, writing files; another classifies images with a
+merged copy that it loads anew from the newest file, as a server would. Every half minute a row: resident memory, loss, updates
 and images a second. At the end the slope of memory over the second half is fitted, and the process ends with an error unless it
 is below --most-kib-a-minute, every loss was finite, no answer of the merged model was other than the first for the same file, and
 the slowest tenth of the intervals made at least half of the updates of the median.
@@ -122,8 +122,8 @@ def main():
     slope = np.polyfit([r["minutes"] for r in half], [r["rss_bytes"] / 1024 for r in half], 1)[0] if len(half) > 2 else 0.0
     speeds = np.array([r["updates"] / r["cpu_seconds"] for r in rows])
     slow, median = np.quantile(speeds, 0.1), np.median(speeds)
-    print(f"{rows[-1]['minutes']:.0f} minutes, {trainer.n} updates, {server.n} images classified, {trainer.n_saved} files written; "
-          f"memory in the second half {slope:+.1f} KiB a minute, {half[0]['rss_bytes'] / 2**20:.1f} to "
+    print(f"{rows[-1]['minutes']:.0f} minutes, {trainer.n} updates, {server.n} images classified, {trainer.n_saved} files "
+          f"written; memory in the second half {slope:+.1f} KiB a minute, {half[0]['rss_bytes'] / 2**20:.1f} to "
           f"{half[-1]['rss_bytes'] / 2**20:.1f} MiB; updates a CPU second: median {median:.1f}, slowest tenth {slow:.1f}; loss "
           f"{rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}")
     return int(slope > args.most_kib_a_minute or slow < median / 2)
