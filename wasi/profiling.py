@@ -1,11 +1,13 @@
 """Where the time of a step goes: seconds, calls and GFLOP/s of each kernel of the C core."""
 
+import math
 import time
 from dataclasses import dataclass
 
 from wasi import _core
 from wasi.layers.flops import asi_flops, attention_flops, wsi_update_flops
 from wasi.linalg.wsi import RULES
+from wasi.ops import Window
 
 
 def _rows(x):
@@ -18,6 +20,10 @@ def _linear_backward(dy, x, W, dW=None, db=None, need_dx=True, out=None):
 
 def _factored_backward(dy, x, z, L, R, dL=None, dR=None, db=None, need_dx=True, out=None):
     return 2 * _rows(dy) * (L.size * (1 + (dL is not None)) + R.size * (bool(need_dx) + (dR is not None)))
+
+
+def _conv_backward(dy, x, W, height, width, kernel, stride, padding, dW=None, db=None, need_dx=True, out=None):
+    return _linear_backward(dy, x, W, dW, db, need_dx)
 
 
 def _attention(qkv):
@@ -36,6 +42,9 @@ _FLOPS = {
     "factored_backward": _factored_backward,
     "quant_forward": lambda x, codes, s, r, c, *rest, **more: 2 * _rows(x) * r.size * c.size,
     "quant_backward": lambda dy, codes, s, r, c, *rest, **more: 2 * _rows(dy) * r.size * c.size,
+    "conv_forward": lambda x, W, kernel, stride, padding, *rest, **more:
+        2 * len(x) * math.prod(Window(kernel, stride, padding).grid(*x.shape[1:3])) * W.size,
+    "conv_backward": _conv_backward,
     "attention_forward": lambda qkv, *rest, **more: _attention(qkv).forward,
     "attention_backward": lambda do, qkv, *rest, **more: _attention(qkv).backward,
     "window_attention_forward": lambda qkv, n_heads, window, *rest, **more: _windows(qkv, window).forward,

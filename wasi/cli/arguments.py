@@ -42,7 +42,8 @@ def add_training_options(parser):
     add("--last-layers", type=int, help="of a decoder: train the last so many blocks only (default: all)")
 
     add = parser.add_argument_group("method").add_argument
-    add("--targets", help="layers to factor: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
+    add("--targets", help="layers to factor: mlp, attn, conv, all, or tails of names, separated by commas (default: mlp, or "
+        "conv of residual networks)")
     add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
     add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
                                  "since random weights have no spectrum to choose by)")
@@ -202,7 +203,8 @@ def plan(parser):
     add("--weights", help="safetensors file with timm or torchvision names (default: random)")
     add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32)")
     add("--img-size", type=int, help="pixels a side (default: the architecture's)")
-    add("--targets", help="layers to plan: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
+    add("--targets", help="layers to plan: mlp, attn, conv, all, or tails of names, separated by commas (default: mlp, or "
+        "conv of residual networks)")
     add("--ranks", help="ranks to choose among, separated by commas (default: a grid of explained variances and of shares)")
     add("--batch-size", type=int, help="of the training step (default: 32)")
     add("--micro-batch", type=int, help="samples in flight at once (default: chosen)")
@@ -237,7 +239,7 @@ def profile(parser):
     add("--model", default="vit_tiny_patch16_224", help="architecture")
     add("--weights", help="safetensors file with timm or torchvision names (default: random)")
     add("--method", default="wsi", choices=METHODS)
-    add("--targets", default="all", help="layers to factor: mlp, attn, all, or tails of names, separated by commas")
+    add("--targets", default="all", help="layers to factor: mlp, attn, conv, all, or tails of names, separated by commas")
     add("--rank", type=int, help="of the factored layers (default: a quarter of the width)")
     add("--batch-size", type=int, default=32)
     add("--micro-batch", type=int, help="samples in flight at once")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import wasi
 from wasi.cli import texts
-from wasi.models import create_model
+from wasi.models import create_model, find_targets
 from wasi.models.methods import FACTORED, METHODS, MethodOptions
 from wasi.training.augment import RandAugment
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
@@ -102,7 +102,16 @@ def batch_size_of(args):
 
 
 def targets_of(args):
-    return tuple((args.targets or "mlp").split(","))
+    """What the user named, or None for the model's default."""
+    return args.targets and tuple(args.targets.split(","))
+
+
+def quarter_ranks(model, targets):
+    """(rank, rank_pattern) that give factors a quarter of the width: the model's, or that of each convolution."""
+    if hasattr(model.config, "embed_dim"):
+        return model.config.embed_dim // 4, None
+    layers = {name: model.get_module(name) for name in find_targets(model, targets)}
+    return None, {name: max(1, min(m.out_features, m.in_features) // 4) for name, m in layers.items()}
 
 
 def optimizer_of(args, text=False):
@@ -139,11 +148,11 @@ def model_name(args):
 
 def method_options(args, model):
     """What `apply_method` is told."""
-    rank = args.rank
+    rank, pattern, targets = args.rank, None, targets_of(args)
     if rank is None and args.variance is None and not args.weights:
-        rank = model.config.embed_dim // 4
+        rank, pattern = quarter_ranks(model, targets)
     ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
-    return MethodOptions(targets=targets_of(args), variance=args.variance or 0.9, rank=rank, bits=args.bits or 4,
+    return MethodOptions(targets=targets, variance=args.variance or 0.9, rank=rank, rank_pattern=pattern, bits=args.bits or 4,
                          freeze=tuple(args.freeze.split(",")) if args.freeze else (),
                          start=args.start, alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, activation_ranks=ranks)
 

@@ -18,8 +18,9 @@ def run(args):
         raise ValueError(f"--model: expected one that takes images, got {args.model}")
     rng, S = np.random.default_rng(0), model.config.img_size
     images, labels = rng.integers(0, 256, (args.batch_size, 3, S, S), np.uint8), rng.integers(0, 10, args.batch_size)
-    rank = args.rank or model.config.embed_dim // 4
-    apply_method(model, args.method, MethodOptions(targets=tuple(args.targets.split(",")), rank=rank),
+    targets = tuple(args.targets.split(","))
+    rank, pattern = (args.rank, None) if args.rank else options.quarter_ranks(model, targets)
+    apply_method(model, args.method, MethodOptions(targets=targets, rank=rank, rank_pattern=pattern),
                  [(images, labels)] if args.method.startswith("svd-llm") else None, verbose=False)
     options.set_policy(args, model)
     optimizer, arena = None if args.inference else Optimizer(model, clip_norm=1.0), wasi.Arena()

@@ -3,11 +3,13 @@
 from wasi.layers.compression import ActivationCompression
 from wasi.layers.decoder import DecoderBlock, Embedding, GatedMlp, GroupedQueryAttention
 from wasi.layers.linear import FactoredLinear, Linear
-from wasi.layers.module import Module, Parameter
+from wasi.layers.module import Buffer, Module, Parameter
 from wasi.layers.norm import LayerNorm, RMSNorm
+from wasi.layers.residual import BasicBlock, BatchNorm, MaxPool, MeanPool
 from wasi.layers.transformer import ActivationPolicy, Attention, Block, Mlp
 from wasi.layers.windows import PatchMerging, WindowAttention
 
-__all__ = ["ActivationCompression", "ActivationPolicy", "Attention", "Block", "DecoderBlock", "Embedding",
-           "FactoredLinear", "GatedMlp", "GroupedQueryAttention", "LayerNorm", "Linear", "Mlp", "Module", "Parameter",
-           "PatchMerging", "RMSNorm", "WindowAttention"]
+__all__ = ["ActivationCompression", "ActivationPolicy", "Attention", "BasicBlock", "BatchNorm", "Block",
+           "Buffer", "DecoderBlock", "Embedding", "FactoredLinear", "GatedMlp", "GroupedQueryAttention",
+           "LayerNorm", "Linear", "MaxPool", "MeanPool", "Mlp", "Module", "Parameter", "PatchMerging",
+           "RMSNorm", "WindowAttention"]

@@ -2,7 +2,8 @@
 
 Both keep for backward what their caller does not promise to give again: a block that can recompute a linear's input
 (a LayerNorm's output, a GELU) calls forward with keep_input=False and passes the input to backward. With a `compression` they
-keep the input's Tucker factors instead, and need no input again.
+keep the input's Tucker factors instead, and need no input again. With a `window` they are convolutions, of inputs (B, H, W, C):
+what is said of rows of I numbers holds for patches.
 """
 
 import math
@@ -19,6 +20,7 @@ class LinearBase(Module):
     """What linear layers share: how the input is kept for backward. `_saved[0]` is the input, Compressed, or None."""
 
     compression = None  # an ActivationCompression, or None to keep the input as it is
+    window = None  # the `ops.Window` of a convolution, or None
     quantized = None  # the frozen `ops.QuantizedMatrix` that is part of the weight, if any
 
     @property
@@ -30,19 +32,36 @@ class LinearBase(Module):
             return self.compression.compress(x)
         return x if keep_input else None
 
+    def adopt(self, old):
+        """The window stays where it is when layers change."""
+        self.window = getattr(old, "window", self.window)
+
+    def output_shape(self, shape):
+        """The shape of the output for an input of that shape."""
+        return (*shape[:-1], self.out_features) if self.window is None else (shape[0], *self.window.grid(*shape[1:3]),
+                                                                             self.out_features)
+
+    def _size(self, x):
+        """(H, W) of an input, plain or Compressed, where that matters."""
+        return None if self.window is None else x.shape[1:3]
+
+    def _rows(self, shape):
+        """Rows, or patches, of an input of that shape."""
+        return math.prod(self.output_shape(shape)[:-1])
+
     def _input_gradient_flops(self, shape, G):
         """Keeping the input x in its form, and g' x for g (..., G)."""
         if self.compression is None:
-            return 2 * math.prod(shape) * G
-        return self.compression.flops(shape) + self.compression.gradient_flops(shape, G)
+            return 2 * self._rows(shape) * self.in_features * G
+        return self.compression.flops(shape) + self.compression.gradient_flops(shape, G, self.window)
 
     def _thin_gradient_flops(self, shape, K, prepared):
         """Keeping the input x in its form; dR = gl' x and dL = dy' (x R') of rank K. prepared: x R' is computed again."""
-        I, M = shape[-1], math.prod(shape[:-1])
+        I, M = self.in_features, self._rows(shape)
         total = self._input_gradient_flops(shape, K)
         if self.compression is None:
             return total + 2 * M * K * self.out_features + (2 * M * K * I if prepared else 0)
-        return total + self.compression.projected_gradient_flops(shape, K, self.out_features)
+        return total + self.compression.projected_gradient_flops(shape, K, self.out_features, self.window)
 
     @property
     def needs_input(self):
@@ -72,7 +91,7 @@ class Linear(LinearBase):
         """x (..., I) -> y (..., O)."""
         if train:
             self._saved = (self._keep(x, keep_input),)
-        return ops.linear(x, self.weight.data, self.bias.data if self.bias else None)
+        return ops.linear(x, self.weight.data, self.bias.data if self.bias else None, window=self.window)
 
     def prepare(self):
         """Readies backward as forward(train=True, keep_input=False) does, without computing anything."""
@@ -82,12 +101,14 @@ class Linear(LinearBase):
         """dy (..., O) -> dx (..., I); adds to the parameters' gradients. x: the input again if it was not kept."""
         (kept,) = self._take_saved()
         dW, db = self.weight.grad_buffer(), self.bias.grad_buffer() if self.bias else None
-        if isinstance(kept, Compressed):
+        x = x if kept is None else kept
+        size = self._size(x)
+        if isinstance(x, Compressed):
             if dW is not None:
-                add_weight_gradient(dW, dy, kept)
+                add_weight_gradient(dW, dy, x, self.window)
             dW = None
-        return ops.linear_backward(dy, x if kept is None else kept if dW is not None else None, self.weight.data, dW, db, need_dx)
-
+        x = None if dW is None else x
+        return ops.linear_backward(dy, x, self.weight.data, dW, db, need_dx, window=self.window, size=size)
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):
         """The Flops of one training step on an input of that shape (..., I).
@@ -95,7 +116,7 @@ class Linear(LinearBase):
         rule: of the optimiser: "sgd", "momentum" or "adamw". dx: whether the input's gradient is wanted. prepared: backward
         was readied by `prepare`, and computes again what forward would have kept.
         """
-        product = 2 * math.prod(shape) * self.out_features
+        product = 2 * self._rows(shape) * self.in_features * self.out_features
         dW = self._input_gradient_flops(shape, self.out_features) if self.weight.trainable else 0
         return Flops(product, (product if dx else 0) + dW)
 
@@ -145,9 +166,9 @@ class FactoredLinear(LinearBase):
 
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O); keeps z = x R' (..., K) as well, unless x is compressed."""
-        y, z = ops.factored_linear(x, self.L.data, self.R.data, self.bias.data if self.bias else None)
+        y, z = ops.factored_linear(x, self.L.data, self.R.data, self.bias.data if self.bias else None, window=self.window)
         if self.residual is not None:
-            ops.quant_linear(x, self.residual, out=y, add=True, exact=self.exact)
+            ops.quant_linear(x, self.residual, out=y, add=True, exact=self.exact, window=self.window)
         if train:
             kept = self._keep(x, keep_input)
             self._saved = (kept, None if isinstance(kept, Compressed) else z)
@@ -160,23 +181,25 @@ class FactoredLinear(LinearBase):
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the gradients of L, R and bias. x: the input again if it was not kept."""
         kept, z = self._take_saved()
-        L, R, db = self.L.data, self.R.data, self.bias.grad_buffer() if self.bias else None
-        if isinstance(kept, Compressed):
-            dx, gl = ops.factored_linear_backward(dy, None, None, L, R, None, None, db, need_dx)
-            add_weight_gradient(self.R.grad_buffer(), gl, kept)
-            add_weight_gradient(self.L.grad_buffer(), dy, project(kept, R))
+        L, R, db, window = self.L.data, self.R.data, self.bias.grad_buffer() if self.bias else None, self.window
+        x = x if kept is None else kept
+        size = self._size(x)
+        if isinstance(x, Compressed):
+            dx, gl = ops.factored_linear_backward(dy, None, None, L, R, None, None, db, need_dx, window=window, size=size)
+            add_weight_gradient(self.R.grad_buffer(), gl, x, window)
+            add_weight_gradient(self.L.grad_buffer(), dy, project(x, R, window))
         else:
-            x = x if kept is None else kept
-            z = ops.linear(x, R) if z is None else z
-            dx, _ = ops.factored_linear_backward(dy, x, z, L, R, self.L.grad_buffer(), self.R.grad_buffer(), db, need_dx)
+            z = ops.linear(x, R, window=window) if z is None else z
+            dx, _ = ops.factored_linear_backward(dy, x, z, L, R, self.L.grad_buffer(), self.R.grad_buffer(), db, need_dx,
+                                                 window=window)
         if need_dx and self.residual is not None:
-            ops.quant_linear_backward(dy, self.residual, out=dx, add=True, exact=self.exact)
+            ops.quant_linear_backward(dy, self.residual, out=dx, add=True, exact=self.exact, window=window, size=size)
         return dx
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):
         """As `Linear.flops`."""
         O, I, K = self.out_features, self.in_features, self.rank
-        M = math.prod(shape[:-1])
+        M = self._rows(shape)
         product = 2 * M * K * (I + O)
         residual = 0 if self.residual is None else 2 * M * I * O
         gl_and_dx = 2 * M * O * K + (2 * M * K * I + residual if dx else 0)

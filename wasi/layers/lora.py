@@ -1,7 +1,5 @@
 """Low-rank adaptation (LoRA): a frozen weight, dense or quantised, and a trained rank-r update beside it."""
 
-import math
-
 import numpy as np
 
 from wasi import ops
@@ -53,11 +51,11 @@ class LoraLinear(LinearBase):
 
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O)."""
-        y, z = ops.factored_linear(x, self._scaled_B(), self.A.data, self.bias.data if self.bias else None)
+        y, z = ops.factored_linear(x, self._scaled_B(), self.A.data, self.bias.data if self.bias else None, window=self.window)
         if self.base is not None:
-            ops.quant_linear(x, self.base, out=y, add=True)
+            ops.quant_linear(x, self.base, out=y, add=True, window=self.window)
         else:
-            ops.add(y, ops.linear(x, self.weight.data), out=y)
+            ops.add(y, ops.linear(x, self.weight.data, window=self.window), out=y)
         if train:
             kept = self._keep(x, keep_input)
             self._saved = (kept, None if isinstance(kept, Compressed) else z)
@@ -70,28 +68,29 @@ class LoraLinear(LinearBase):
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the gradients of A, B and bias. x: the input again if it was not kept."""
         kept, z = self._take_saved()
-        A, B, db = self.A.data, self._scaled_B(), self.bias.grad_buffer() if self.bias else None
+        A, B, db, window = self.A.data, self._scaled_B(), self.bias.grad_buffer() if self.bias else None, self.window
         dB = np.zeros_like(B)
-        if isinstance(kept, Compressed):
-            dx, gl = ops.factored_linear_backward(dy, None, None, B, A, None, None, db, need_dx)
-            add_weight_gradient(self.A.grad_buffer(), gl, kept)
-            add_weight_gradient(dB, dy, project(kept, A))
+        x = x if kept is None else kept
+        size = self._size(x)
+        if isinstance(x, Compressed):
+            dx, gl = ops.factored_linear_backward(dy, None, None, B, A, None, None, db, need_dx, window=window, size=size)
+            add_weight_gradient(self.A.grad_buffer(), gl, x, window)
+            add_weight_gradient(dB, dy, project(x, A, window))
         else:
-            x = x if kept is None else kept
-            z = ops.linear(x, A) if z is None else z
-            dx, _ = ops.factored_linear_backward(dy, x, z, B, A, dB, self.A.grad_buffer(), db, need_dx)
+            z = ops.linear(x, A, window=window) if z is None else z
+            dx, _ = ops.factored_linear_backward(dy, x, z, B, A, dB, self.A.grad_buffer(), db, need_dx, window=window)
         grad = self.B.grad_buffer()
         grad += np.float32(self.scale) * dB
         if not need_dx:
             return None
         if self.base is not None:
-            return ops.quant_linear_backward(dy, self.base, out=dx, add=True)
-        return ops.add(dx, ops.linear_backward(dy, None, self.weight.data), out=dx)
+            return ops.quant_linear_backward(dy, self.base, out=dx, add=True, window=window, size=size)
+        return ops.add(dx, ops.linear_backward(dy, None, self.weight.data, window=window, size=size), out=dx)
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):
         """As `Linear.flops`."""
         O, I, r = self.out_features, self.in_features, len(self.A.data)
-        M = math.prod(shape[:-1])
+        M = self._rows(shape)
         update = 2 * M * r * (I + O)
         gl_and_dx = 2 * M * O * r + (2 * M * I * (O + r) if dx else 0)
         return Flops(2 * M * I * O + update, gl_and_dx + self._thin_gradient_flops(shape, r, prepared))
@@ -143,6 +142,18 @@ class LoraFactoredLinear(Module):
         self.down.compression = value
 
     @property
+    def window(self):
+        """Of a convolution: the lower factor's; what lies between the factors is mapped pixel by pixel."""
+        return self.down.window
+
+    def adopt(self, old):
+        self.down.adopt(old)
+
+    def output_shape(self, shape):
+        """As of linears."""
+        return self.up.output_shape(self.down.output_shape(shape))
+
+    @property
     def needs_input(self):
         return self.down.needs_input
 
@@ -162,7 +173,7 @@ class LoraFactoredLinear(Module):
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):
         """As `Linear.flops`."""
-        total = self.down.flops(shape, rule, dx, prepared) + self.up.flops((*shape[:-1], self.rank), rule, True, prepared)
+        total = self.down.flops(shape, rule, dx, prepared) + self.up.flops(self.down.output_shape(shape), rule, True, prepared)
         return total + Flops(0, self.down.flops(shape).forward) if prepared else total
 
     def merged_weight(self):

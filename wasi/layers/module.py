@@ -64,6 +64,14 @@ class Parameter:
         return sum(array.nbytes for array in (self.grad, self.packed) if array is not None)
 
 
+class Buffer(Parameter):
+    """An array that is saved and loaded with the parameters, and that nothing makes trainable: running statistics."""
+
+    __slots__ = ()
+
+    trainable = property(lambda self: False, lambda self, value: None)
+
+
 class Module:
     """A layer or a model: its Parameter and Module attributes (and lists of Modules) form a named tree.
 
@@ -99,13 +107,17 @@ class Module:
         return module
 
     def set_module(self, name, new):
-        """Replaces the module of that dotted name."""
+        """Replaces the module of that dotted name; the new one adopts what belongs to the place."""
+        new.adopt(self.get_module(name))
         parent, _, last = name.rpartition(".")
         holder = self.get_module(parent) if parent else self
         if last.isdigit():
             holder[int(last)] = new
         else:
             setattr(holder, last, new)
+
+    def adopt(self, old):
+        """Takes over from a module that it replaces what goes with the place rather than with the weights."""
 
     @contextlib.contextmanager
     def replaced(self, stand_ins):

@@ -1,7 +1,5 @@
 """Published ways to train low-rank weights, kept for comparison: the dense weight and its dense gradient stay."""
 
-import math
-
 import numpy as np
 
 from wasi import linalg, ops
@@ -58,25 +56,27 @@ class DenseWeightLinear(Linear):
         """x (..., I) -> y (..., O)."""
         if train:
             self._saved = (self._keep(x, keep_input),)
-        y, _ = ops.factored_linear(x, self._L, self._R, self.bias.data if self.bias else None)
+        y, _ = ops.factored_linear(x, self._L, self._R, self.bias.data if self.bias else None, window=self.window)
         return y
 
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I) through L R; adds the dense dW = dy' x."""
         (kept,) = self._take_saved()
         dW, db = self.weight.grad_buffer(), self.bias.grad_buffer() if self.bias else None
-        if isinstance(kept, Compressed):
-            add_weight_gradient(dW, dy, kept)
-            kept = dW = None
-        ops.linear_backward(dy, x if kept is None else kept, self.weight.data, dW, db, need_dx=False)
+        x = x if kept is None else kept
+        size = self._size(x)
+        if isinstance(x, Compressed):
+            add_weight_gradient(dW, dy, x, self.window)
+            x = dW = None
+        ops.linear_backward(dy, x, self.weight.data, dW, db, need_dx=False, window=self.window, size=size)
         if not need_dx:
             return None
-        dx, _ = ops.factored_linear_backward(dy, None, None, self._L, self._R)
+        dx, _ = ops.factored_linear_backward(dy, None, None, self._L, self._R, window=self.window, size=size)
         return dx
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):
         """As `Linear.flops`, without what keeps L R near W."""
-        product = 2 * math.prod(shape[:-1]) * self.rank * (self.in_features + self.out_features)
+        product = 2 * self._rows(shape) * self.rank * (self.in_features + self.out_features)
         return Flops(product, self._input_gradient_flops(shape, self.out_features) + (product if dx else 0))
 
 

@@ -38,7 +38,7 @@ class _Packed(tuple):
     """An array kept in fewer bits: (bfloat16 bits,) or (codes, scale, offset)."""
 
 
-def _pack(saved, tokens, bits):
+def pack_saved(saved, tokens, bits):
     """What a module kept, its float32 arrays with a row for each of `tokens` (B, N) in so many bits; None: as they are."""
     def pack(item):
         if not isinstance(item, np.ndarray) or item.dtype != np.float32 or item.shape[:-1] != tokens:
@@ -48,7 +48,7 @@ def _pack(saved, tokens, bits):
     return tuple(map(pack, saved)) if saved and bits else saved
 
 
-def _unpack(saved):
+def unpack_saved(saved):
     def unpack(item):
         if not isinstance(item, _Packed):
             return item
@@ -157,12 +157,12 @@ class Block(Module):
         """x (B, N, C) -> (B, N, C)."""
         bits = self.policy.saved_bits if train else None
         if train and self.policy.recompute:
-            self._saved = _pack((x,), x.shape[:-1], bits)
+            self._saved = pack_saved((x,), x.shape[:-1], bits)
             return self._run(x, train=False)
         y = self._run(x, train)
         if bits:
             for _, module in self.named_modules():
-                module._saved = _pack(module._saved, x.shape[:-1], bits)
+                module._saved = pack_saved(module._saved, x.shape[:-1], bits)
         return y
 
     def _run(self, x, train, need_output=True):
@@ -175,7 +175,7 @@ class Block(Module):
     def backward(self, dy):
         """dy (B, N, C) -> dx (B, N, C)."""
         if self.policy.recompute:
-            self._run(*_unpack(self._take_saved()), train=True, need_output=False)
+            self._run(*unpack_saved(self._take_saved()), train=True, need_output=False)
         self._unpack_parts(self.mlp, self.norm2)
         d = self.mlp.backward(dy, self.norm2.output_again)
         d = self.norm2.backward(d, add_to=dy)
@@ -187,7 +187,7 @@ class Block(Module):
         if self.policy.saved_bits:
             for part in parts:
                 for _, module in part.named_modules():
-                    module._saved = _unpack(module._saved)
+                    module._saved = unpack_saved(module._saved)
 
     def flops(self, shape, rule="sgd"):
         """The Flops of one training step on an input of that shape (B, N, C); rule: of the optimiser."""

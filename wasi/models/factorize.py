@@ -15,9 +15,10 @@ from wasi.layers import FactoredLinear, Linear, Module
 # What a target's short name stands for, in the models of this package.
 TARGET_GROUPS = {
     "attn": ("attn.qkv", "attn.proj", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj"),
+    "conv": (".conv1", ".conv2", ".downsample.0"),  # of blocks: the dot leaves out the stem, conv1
     "mlp": ("mlp.fc1", "mlp.fc2", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 }
-TARGET_GROUPS["all"] = TARGET_GROUPS["attn"] + TARGET_GROUPS["mlp"]
+TARGET_GROUPS["all"] = TARGET_GROUPS["attn"] + TARGET_GROUPS["conv"] + TARGET_GROUPS["mlp"]
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,29 @@ class FactorizedLayer:
         return self.rank * (self.out_features + self.in_features)
 
 
-def find_targets(model, target_modules, exclude_modules=()):
-    """Names of the dense linears that are trained and match: a group ("mlp", "attn", "all") or a dotted tail such as "fc1".
+def find_targets(model, target_modules=None, exclude_modules=()):
+    """Names of the dense linears that are trained and match: a group ("mlp", "attn", "conv", "all") or a dotted tail like "fc1".
+
+    None: the model's `default_targets`, ("conv",) of residual networks and ("mlp",) of others.
 
     Raises ValueError for a target that matches nothing.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, Linear) and module.weight.trainable]
-    return match_targets(linears, target_modules, exclude_modules)
+    return match_targets(linears, target_modules or default_targets(model), exclude_modules)
+
+
+def default_targets(model):
+    """The groups that are treated unless others are named."""
+    return getattr(model, "default_targets", ("mlp",))
 
 
 def match_targets(linears, target_modules, exclude_modules=()):
     """Those of the names `linears` that `find_targets` takes."""
+    def ends(name, tail):
+        return name == tail or name.endswith(tail if tail.startswith(".") else f".{tail}")
+
     def matches(name, targets):
-        return [t for t in targets
-                if any(name == tail or name.endswith("." + tail) for tail in TARGET_GROUPS.get(t, (t,)))]
+        return [t for t in targets if any(ends(name, tail) for tail in TARGET_GROUPS.get(t, (t,)))]
 
     found = [name for name in linears if matches(name, target_modules)]
     used = {t for name in linears for t in matches(name, target_modules)}
@@ -71,10 +81,19 @@ class _GramLinear(Module):
         self.n_rows = 0
 
     def forward(self, x, train=False, keep_input=True):
-        rows = x.reshape(-1, x.shape[-1])
-        self.gram += rows.T @ rows
-        self.n_rows += len(rows)
+        for rows in input_rows(self.linear, x):
+            self.gram += rows.T @ rows
+            self.n_rows += len(rows)
         return self.linear.forward(x)
+
+
+def input_rows(linear, x):
+    """The rows that a linear multiplies its weight by, in one or more arrays (n, I): those of x, or its patches."""
+    if linear.window is None:
+        yield x.reshape(-1, x.shape[-1])
+        return
+    for part in ops.image_tiles(x.shape, linear.window):
+        yield ops.unfold(x[part], linear.window).reshape(-1, linear.in_features)
 
 
 def input_covariances(model, names, batches):
@@ -162,7 +181,7 @@ def _share(S, A):
     return float((S.astype(float) ** 2).sum()) / total if total > 0 else 1.0
 
 
-def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, target_modules=("mlp",),
+def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, target_modules=None,
               exclude_modules=(), verbose=True, residual_bits=None, gradients=None):
     """Replaces linears of `model` by rank-K factors, in place, and returns the model.
 
@@ -172,7 +191,8 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     rank: one rank for every target instead; rank_pattern: {name: rank}, which goes before both.
     whiten: None for the plain SVD, or an iterable of calibration batches (images, or tuples that start with them): then
         the error that is minimised is that of the layers' outputs on these images (SVD-LLM's idea).
-    target_modules, exclude_modules: groups ("mlp", "attn", "all") or tails of names ("attn.qkv").
+    target_modules, exclude_modules: groups ("mlp", "attn", "conv", "all") or tails of names ("attn.qkv"); None: the model's
+        default, as of `find_targets`.
     verbose: print a table of what was done; it is also kept as `model.factorization`, a list of FactorizedLayer.
     residual_bits: 4 or 8 keeps what the factors lack of the weight, frozen in so many bits, as the layers' residual;
         None: it is lost.

@@ -9,19 +9,20 @@ from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.layers.module import blank
 from wasi.models.llama import LLAMA_CONFIGS, Llama, LlamaConfig, create_llama
+from wasi.models.resnet import RESNET_CONFIGS, ResNet, ResNetConfig, create_resnet
 from wasi.models.swin import SWIN_CONFIGS, SwinConfig, SwinTransformer, create_swin
 from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
 from wasi.models.weights import FORMAT_VERSION, TensorFile, WeightsError, load_weights
 
 # What a file whose metadata are damaged makes the code that reads them raise.
 _MALFORMED = (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
-_CONFIGS = {"llama": LlamaConfig, "swin": SwinConfig, "vit": ViTConfig}
+_CONFIGS = {"llama": LlamaConfig, "resnet": ResNetConfig, "swin": SwinConfig, "vit": ViTConfig}
 LISTED = 8  # tensors that an error names
 
 
 def list_models():
     """The names that `create_model` knows."""
-    return sorted([*CONFIGS, *LLAMA_CONFIGS, *SWIN_CONFIGS])
+    return sorted([*CONFIGS, *LLAMA_CONFIGS, *RESNET_CONFIGS, *SWIN_CONFIGS])
 
 
 def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **overrides):
@@ -40,9 +41,9 @@ def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **
         if img_size is not None or weights is not None:
             raise ValueError(f"img_size, weights: expected None for {name}, which takes text; load_llama reads its weights")
         return create_llama(name, num_classes, seed, **overrides)
-    if name not in CONFIGS and name not in SWIN_CONFIGS:
+    if name not in list_models():
         raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
-    create = create_swin if name in SWIN_CONFIGS else create_vit
+    create = create_swin if name in SWIN_CONFIGS else create_resnet if name in RESNET_CONFIGS else create_vit
     model = create(name, num_classes, img_size, seed, **overrides)
     if weights is not None:
         load_weights(model, weights)
@@ -147,7 +148,7 @@ def empty_model(file, header):
     config = _config(header)
     if isinstance(config, LlamaConfig):
         return Llama(config, lambda name, shape: blank(shape))
-    return (SwinTransformer if isinstance(config, SwinConfig) else VisionTransformer)(config, seed=None)
+    return {ResNetConfig: ResNet, SwinConfig: SwinTransformer, ViTConfig: VisionTransformer}[type(config)](config, seed=None)
 
 
 def restore_model(model, file, header):

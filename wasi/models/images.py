@@ -77,6 +77,8 @@ class PatchEmbed(Module):
 class ImageClassifier(Module):
     """A model from images to logits with a `config` of img_size, `blocks`, and `_pass_flops(B, rule)`."""
 
+    default_targets = ("mlp",)  # what methods treat unless told otherwise
+
     def set_policy(self, policy):
         """Chooses what every block keeps between forward and backward (`ActivationPolicy`)."""
         for block in self.blocks:

@@ -1,5 +1,6 @@
 """Multiplies layers out to dense ones: all of them, to hand a model on, or those that this machine runs faster so."""
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -20,21 +21,21 @@ class InferenceChoice:
 
     layers: tuple  # names
     kind: str  # "FactoredLinear 768 x 192 rank 32 + 4 bits"
-    rows: int  # tokens at once
+    rows: int  # tokens, or pixels, that come in at once
     seconds: float  # as it is
     merged_seconds: float  # multiplied out, dense float32
     merged: bool
 
 
 class _Recorder(Module):
-    """Stands in for a linear and notes how many rows come in."""
+    """Stands in for a linear and notes what comes in: (rows, I), or the shape of a convolution's images."""
 
     def __init__(self, linear):
         self.linear = linear
-        self.rows = None
+        self.shape = None
 
     def forward(self, x, train=False, keep_input=True):
-        self.rows = x.size // x.shape[-1]
+        self.shape = x.shape if getattr(self.linear, "window", None) else (x.size // x.shape[-1], x.shape[-1])
         return self.linear.forward(x)
 
 
@@ -82,16 +83,16 @@ def optimize_for_inference(model, example, rounds=7, verbose=True):
         p.grad = p.packed = None
     groups = {}
     for name, recorder in recorders.items():
-        if recorder.rows is not None:
-            groups.setdefault((_describe(recorder.linear), recorder.rows), []).append(name)
+        if recorder.shape is not None:
+            groups.setdefault((_describe(recorder.linear), recorder.shape), []).append(name)
     choices = []
-    for (kind, rows), names in groups.items():
+    for (kind, shape), names in groups.items():
         layer = recorders[names[0]].linear
-        as_it_is, merged = _compare(layer, _dense(layer), rows, rounds)
+        as_it_is, merged = _compare(layer, _dense(layer), shape, rounds)
         better = merged < (1 - MIN_GAIN) * as_it_is
         for name in names if better else ():
             model.set_module(name, _dense(recorders[name].linear))
-        choices.append(InferenceChoice(tuple(names), kind, rows, as_it_is, merged, better))
+        choices.append(InferenceChoice(tuple(names), kind, math.prod(shape[:-1]), as_it_is, merged, better))
     model.inference_choices = choices
     if verbose:
         print(choices_table(choices))
@@ -111,6 +112,9 @@ def _describe(layer):
     parts = [type(layer).__name__, f"{layer.out_features} x {layer.in_features}"]
     if getattr(layer, "rank", None) is not None:
         parts.append(f"rank {layer.rank}")
+    window = getattr(layer, "window", None)
+    if window is not None:
+        parts.append(f"of {window.kernel} x {window.kernel} / {window.stride}")
     if getattr(layer, "quantized", None) is not None:
         parts.append(f"+ {layer.quantized.bits} bits")
     return " ".join(parts)
@@ -118,12 +122,14 @@ def _describe(layer):
 
 def _dense(layer):
     bias = getattr(layer, "bias", None)
-    return Linear(layer.merged_weight(), bias and bias.data)
+    dense = Linear(layer.merged_weight(), bias and bias.data)
+    dense.adopt(layer)
+    return dense
 
 
-def _compare(layer, merged, rows, rounds):
-    """Median seconds of both layers on random rows, timed in alternation after a call each to warm up."""
-    x = np.random.default_rng(0).standard_normal((rows, layer.in_features), np.float32)
+def _compare(layer, merged, shape, rounds):
+    """Median seconds of both layers on random numbers, timed in alternation after a call each to warm up."""
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
     seconds = ([], [])
     for round_ in range(rounds + 1):
         for candidate, times in zip((layer, merged), seconds):

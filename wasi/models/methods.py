@@ -16,7 +16,7 @@ from wasi.names import FACTORED, METHODS, STARTS
 class MethodOptions:
     """What the methods can be told; each takes what concerns it."""
 
-    targets: tuple = ("mlp",)  # groups ("mlp", "attn", "all") or tails of names
+    targets: tuple | None = None  # groups ("mlp", "attn", "conv", "all") or tails of names; None: the model's default
     variance: float = 0.9  # share of the squared singular values that factors keep
     rank: int | None = None  # one rank for every target instead
     rank_pattern: dict | None = None  # {layer name: rank}, which goes before both
@@ -81,7 +81,7 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
     ranks = options.activation_ranks or ((0.5, 0.5, 64) if method in ("asi", "amc", "wasi") else None)
     if ranks is not None:
         compress_inputs(model, names, ranks, "hosvd" if method == "amc" else "asi")
-        if all(isinstance(block.mlp, Mlp) and block.mlp.fc2.compression for block in model.blocks):
+        if all(isinstance(getattr(block, "mlp", None), Mlp) and block.mlp.fc2.compression for block in model.blocks):
             model.set_policy(ActivationPolicy(gelu_bits=4))
     freeze_parameters(model, options.freeze)
     return model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wasi.layers import Block, LayerNorm, Linear, Mlp, Module, PatchMerging, WindowAttention
+from wasi.layers import Block, LayerNorm, Linear, MeanPool, Mlp, Module, PatchMerging, WindowAttention
 from wasi.models.images import (
     ImageClassifier,
     PatchEmbed,
@@ -140,21 +140,16 @@ class PooledHead(Module):
     """Logits of the mean token. fc: linear C -> classes."""
 
     def __init__(self, fc):
+        self.pool = MeanPool()
         self.fc = fc
 
     def forward(self, x, train=False):
         """x (B, H, W, C) -> (B, num_classes)."""
-        if train:
-            self._saved = (np.array(x.shape),)
-        return self.fc.forward(x.mean((1, 2)), train)
+        return self.fc.forward(self.pool.forward(x, train), train)
 
     def backward(self, dlogits):
         """dlogits (B, num_classes) -> dx (B, H, W, C)."""
-        (shape,) = self._take_saved()
-        d = self.fc.backward(dlogits)
-        dx = np.empty(shape, np.float32)
-        dx[:] = (d / np.float32(shape[1] * shape[2]))[:, None, None]
-        return dx
+        return self.pool.backward(self.fc.backward(dlogits))
 
 
 class SwinTransformer(ImageClassifier):

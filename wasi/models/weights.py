@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from wasi import ops
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
-from wasi.layers.linear import FactoredLinear
+from wasi.layers.linear import FactoredLinear, Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 
 FORMAT_VERSION = 1
@@ -46,8 +46,8 @@ _TORCHVISION = [
     (r"features\.(\d+)\.(\d+)\.((?:norm|attn).*)", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.{m[3]}"),
 ]
 
-# What files of Swin transformers hold besides: tables that follow from the sizes.
-_COMPUTED = (".relative_position_index", ".attn_mask")
+# What published files hold besides: tables that follow from the sizes, and counts that nothing is computed from.
+_COMPUTED = (".relative_position_index", ".attn_mask", ".num_batches_tracked")
 _BIAS_TABLE = ".relative_position_bias_table"
 
 
@@ -60,11 +60,11 @@ def timm_name(name):
 
 
 def names_in_file(names, architecture):
-    """{timm name: name in the file}, without tables that the model computes.
+    """{timm name: name in the file}, without tables and counts that the model does not need.
 
     Swin files that end a stage by its merging, as the paper's authors' and timm's before 0.9 do, are told by layers.0.downsample.
     """
-    by_name = {timm_name(name): name for name in names}
+    by_name = {timm_name(name): name for name in names if not name.endswith(_COMPUTED)}
     if architecture != "swin":
         return by_name
     late = any(name.startswith("layers.0.downsample.") for name in by_name)
@@ -72,8 +72,7 @@ def names_in_file(names, architecture):
     for name, theirs in by_name.items():
         if late:
             name = re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
-        if not name.endswith(_COMPUTED):
-            found[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)] = theirs
+        found[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)] = theirs
     return found
 
 
@@ -195,6 +194,7 @@ def load_weights(model, path):
     file = path if isinstance(path, TensorFile) else TensorFile(path)
     by_name = names_in_file(file.names, model.architecture)
     parameters = dict(model.named_parameters())
+    windows = convolutions(model)
     report = LoadReport(unused=sorted(set(by_name) - set(parameters)))
     wrong, new = [], {}
     for name, parameter in parameters.items():
@@ -202,11 +202,14 @@ def load_weights(model, path):
             wrong.append(f"{name}: missing")
             continue
         got, want = file.shape(by_name[name]), parameter.data.shape
+        if name in windows:
+            k = windows[name].kernel
+            want = (want[0], want[1] // k**2, k, k)
         if got == want or (int(np.prod(got)) == int(np.prod(want)) and len(got) == 4 and len(want) == 2):
             report.loaded.append(name)
         elif _is_resizable(name, got, want):
             report.resized.append(name)
-        elif name.startswith("head.") and got[1:] == want[1:]:
+        elif name.startswith(("head.", "fc.")) and got[1:] == want[1:]:
             report.replaced.append(name)
         else:
             wrong.append(f"{name}: expected shape {want}, got {got}")
@@ -214,7 +217,9 @@ def load_weights(model, path):
         raise WeightsError(f"weights: {file.path.name} does not fit the model: " + "; ".join(wrong))
     for name in report.loaded + report.resized:
         array = file.read(by_name[name])
-        if name not in report.resized:
+        if name in windows:
+            new[name] = np.ascontiguousarray(array.transpose(0, 2, 3, 1)).reshape(len(array), -1)
+        elif name not in report.resized:
             new[name] = array.reshape(parameters[name].data.shape)
         elif name == "pos_embed":
             new[name] = resize_positions(array, model.config.grid)
@@ -264,11 +269,20 @@ def _bicubic_matrix(n_in, n_out, a=-0.5):
     return w / w.sum(1, keepdims=True)
 
 
+def convolutions(model):
+    """{name of a weight: its Window} of the convolutions among a model's dense linears."""
+    return {f"{name}.weight": module.window for name, module in model.named_modules()
+            if isinstance(module, Linear) and module.window is not None}
+
+
 def published_shape(model, name, array):
-    """The array in the shape that published files have: the patch projection as a convolution kernel."""
+    """The array in the shape that published files have: kernels (O, C, k, k) of convolutions and of the patch projection."""
     if name == "patch_embed.proj.weight":
         p = model.config.patch_size
         return array.reshape(-1, 3, p, p)
+    window = convolutions(model).get(name)
+    if window is not None:
+        return array.reshape(len(array), window.kernel, window.kernel, -1).transpose(0, 3, 1, 2)
     return array
 
 

@@ -135,7 +135,7 @@ class _Problem:
 
 
 def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", batch_size=32, micro_batch="auto", recompute="auto",
-         optimizer="sgd", momentum=0.9, mode="approximate", target_modules=("mlp",), ranks=None, start=None):
+         optimizer="sgd", momentum=0.9, mode="approximate", target_modules=None, ranks=None, start=None):
     """Chooses what each layer becomes, so that a training step of `model` takes at most `budget_bytes` and errs least.
 
     Minimises the sum over layers of err^2 (`wasi.planning.measure`), exactly, subject to predicted peak <= budget_bytes; or, with
@@ -152,7 +152,7 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
         the quickest way whose error is at most 5 % above that of the best way.
     optimizer, momentum: as for training; they decide what state is kept.
     mode: "exact": activations are kept or recomputed, never compressed; "approximate": compressed where that saves memory.
-    target_modules: groups or tails of names, as for `factorize`.
+    target_modules: groups or tails of names, or None, as for `factorize`.
     ranks: the ranks to choose among, or None for a grid of explained variances and of shares of the full rank.
     start: of the factors, "svd", "whitened" or, for qwasi, "gradient"; None: the best known, `wasi.models.methods.default_start`.
         Layers of a qwasi plan that get no residual start whitened where the others start from the gradient.
@@ -164,6 +164,8 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     budget = None if budget_bytes is None else parse_bytes(budget_bytes)
     rule = _check(budget, target_error, method, mode, batch_size, micro_batch, recompute, optimizer, momentum, start)
     names = find_targets(model, target_modules)
+    if any(model.get_module(name).window for name in names):
+        raise ValueError("target_modules: expected linear layers of a transformer; plans do not treat convolutions")
     batches = _check_batches(batches)
     _check_ranks(model, names, ranks)
     factored, compressing = method in ("wsi", "wasi", "qwasi"), method in ("asi", "wasi", "qwasi") and mode != "exact"

@@ -1,0 +1,410 @@
+"""The residual network: against a float64 NumPy twin, finite differences and PyTorch."""
+
+import numpy as np
+import pytest
+from gradcheck import directional_check
+from tables import relative_error
+
+import wasi
+from wasi.layers import ActivationCompression, ActivationPolicy, BatchNorm, FactoredLinear
+from wasi.layers.compression import Compressed
+from wasi.models import load_model, load_weights, save_model
+from wasi.models.factorize import input_covariances
+from wasi.models.methods import METHODS, MethodOptions, apply_method
+from wasi.models.weights import WeightsError, published_shape
+from wasi.ops import Window
+from wasi.profiling import Profile
+from wasi.reference.resnet import resnet_logits, resnet_loss
+from wasi.training.optimizer import Optimizer
+from wasi.training.step import accumulate_gradient, evaluate
+
+NAME = "resnet_micro_32"
+SMALL = {"img_size": 32, "depths": (1, 2, 1), "widths": (6, 10, 12), "num_classes": 5}
+
+
+def small_model(factored=False, **changes):
+    model = wasi.create_model(NAME, **{**SMALL, **changes})
+    rng = np.random.default_rng(1)
+    for name, p in model.named_parameters():  # away from the zeros and ones of a fresh model, so that every path matters
+        noise = (0.2 * rng.standard_normal(p.data.shape)).astype(np.float32)
+        p.data += np.abs(noise) if name.endswith("running_var") else noise
+    if factored:
+        wasi.factorize(model, variance=0.7, verbose=False)
+    return model
+
+
+def small_batch(rng, n=4):
+    return rng.standard_normal((n, 3, 32, 32)).astype(np.float32), rng.integers(0, 5, n)
+
+
+def wide(model):
+    return {n: p.data.astype(np.float64) for n, p in model.named_parameters()}
+
+
+def gradients_of(model):
+    return {n: p.grad for n, p in model.named_parameters() if p.trainable}
+
+
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_gradient_against_float64_finite_differences(rng, n_threads, factored, recompute):
+    model = small_model(factored)
+    model.set_policy(ActivationPolicy(recompute=recompute))
+    images, labels = small_batch(rng)
+    arrays = wide(model)
+    result = accumulate_gradient(model, images, labels, label_smoothing=0.1)
+    gradients = gradients_of(model)
+    assert all(g is not None for g in gradients.values())
+
+    def loss(values):
+        return resnet_loss(dict(zip(arrays, values)), images.astype(np.float64), labels, 0.1, depths=SMALL["depths"])
+
+    assert result.loss == pytest.approx(loss(arrays.values()), rel=1e-5)
+    for name in gradients:
+        only = [gradients[n] if n == name else None for n in arrays]
+        assert directional_check(loss, list(arrays.values()), only, rng, n_directions=1, step=1e-8) < 1e-3, name
+
+
+def test_logits_match_the_numpy_twin_in_every_instruction_set(rng, isa):
+    model = small_model(True)
+    images, _ = small_batch(rng)
+    assert relative_error(model.forward(images), resnet_logits(wide(model), images.astype(float), SMALL["depths"])) < 1e-5
+
+
+def torch_twin(torch, model):
+    import torch_resnet
+
+    c = model.config
+    twin = torch_resnet.ResNet(c.depths, c.widths, c.num_classes)
+    state = {n: torch.from_numpy(published_shape(model, n, p.data).copy()) for n, p in model.named_parameters()}
+    missing, unexpected = twin.load_state_dict(state, strict=False)
+    assert not unexpected and all(n.endswith("num_batches_tracked") for n in missing)
+    return twin
+
+
+@pytest.mark.parametrize("name, changes", [("resnet18", {"img_size": 64, "num_classes": 7}), (NAME, SMALL)])
+def test_logits_gradients_and_statistics_equal_pytorch(rng, torch, name, changes):
+    model = small_model() if name == NAME else wasi.create_model(name, **changes)
+    S = model.config.img_size
+    images, labels = rng.standard_normal((4, 3, S, S)).astype(np.float32), rng.integers(0, 5, 4)
+    twin = torch_twin(torch, model)
+    twin.eval()
+    with torch.no_grad():
+        assert relative_error(model.forward(images), twin(torch.from_numpy(images)).numpy()) < 1e-4
+    twin.train()
+    torch.nn.functional.cross_entropy(twin(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
+    accumulate_gradient(model, images, labels)
+    want = {n: p.grad.numpy() for n, p in twin.named_parameters()}
+    assert set(want) == set(gradients_of(model))
+    for n, g in gradients_of(model).items():
+        assert relative_error(published_shape(model, n, g), want[n]) < 1e-4, n
+    buffers = dict(twin.named_buffers())
+    for n, p in model.named_parameters():
+        if not p.trainable:
+            assert relative_error(p.data, buffers[n].numpy()) < 1e-5, n
+
+
+def test_the_loss_curve_is_pytorchs(rng, torch):
+    """A small network: in deep ones a relu that lets through by rounding alone makes curves part, PyTorch's from its own too."""
+    model = wasi.create_model(NAME, num_classes=5)
+    twin = torch_twin(torch, model)
+    theirs, ours, prototypes = torch.optim.SGD(twin.parameters(), 0.05), Optimizer(model), rng.standard_normal((5, 3, 32, 32))
+    losses = []
+    for _ in range(16):
+        labels = rng.integers(0, 5, 16)
+        images = (prototypes[labels] + rng.standard_normal((16, 3, 32, 32))).astype(np.float32)
+        loss = torch.nn.functional.cross_entropy(twin(torch.from_numpy(images)), torch.from_numpy(labels))
+        loss.backward()
+        theirs.step()
+        theirs.zero_grad()
+        losses.append(loss.item())
+        assert accumulate_gradient(model, images, labels).loss == pytest.approx(losses[-1], rel=0.01)
+        ours.step(0.05)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_published_size_and_flops():
+    model = wasi.create_model("resnet18", seed=None)
+    assert sum(p.data.size for _, p in model.named_parameters() if p.trainable) == 11_689_512  # as published
+    assert model.training_flops(1).forward / 2 == pytest.approx(1.814e9, rel=0.01)
+    assert sum(p.data.size for _, p in wasi.create_model("resnet34", seed=None).named_parameters() if p.trainable) == 21_797_672
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_flops_are_those_of_the_kernels(rng, factored):
+    model = small_model(factored)
+    images, labels = small_batch(rng, 2)
+    with Profile() as profile:
+        accumulate_gradient(model, images, labels)
+    flops = model.training_flops(2)
+    assert sum(k.flops for k in profile.kernels) == pytest.approx(flops.forward + flops.backward, rel=0.02)
+
+
+def test_full_rank_factors_are_the_dense_convolution(rng):
+    images, labels = small_batch(rng)
+    dense, factored = small_model(), small_model()
+    wasi.factorize(factored, variance=1.0, verbose=False)
+    accumulate_gradient(dense, images, labels)
+    accumulate_gradient(factored, images, labels)
+    assert relative_error(factored.forward(images), dense.forward(images)) < 1e-4
+    for name, layer in factored.named_modules():
+        if isinstance(layer, FactoredLinear):
+            G = dense.get_module(name).weight.grad
+            assert relative_error(layer.R.grad, layer.L.data.T @ G) < 1e-3
+            assert relative_error(layer.L.grad, G @ layer.R.data.T) < 1e-3
+    assert [r.name for r in factored.factorization][:3] == ["layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1"]
+
+
+def test_same_bits_for_the_same_thread_count_and_nothing_is_kept(rng, n_threads):
+    images, labels = small_batch(rng)
+    runs = []
+    for _ in range(2):
+        model = small_model(True)
+        accumulate_gradient(model, images, labels)
+        assert model.total_saved_bytes == 0
+        runs.append(gradients_of(model))
+    assert all(np.array_equal(runs[0][n], runs[1][n]) for n in runs[0])
+    evaluate(model, [(images, labels)])
+    assert model.total_saved_bytes == 0
+    with pytest.raises(RuntimeError, match="nothing was kept"):
+        model.backward(np.ones((4, 5), np.float32))
+
+
+def test_running_statistics_move_in_training_alone(rng):
+    model = small_model()
+    images, labels = small_batch(rng)
+    norms = [m for _, m in model.named_modules() if isinstance(m, BatchNorm)]
+    before = [n.running_mean.data.copy() for n in norms]
+    model.forward(images)
+    input_covariances(model, ["layer1.0.conv1"], [images])
+    assert all(np.array_equal(n.running_mean.data, b) for n, b in zip(norms, before))
+    norms[0].weight.trainable = False  # a frozen norm is in evaluation
+    accumulate_gradient(model, images, labels)
+    assert np.array_equal(norms[0].running_mean.data, before[0])
+    assert all(not np.array_equal(n.running_mean.data, b) for n, b in zip(norms[1:], before[1:]))
+    norms[1].running_mean.trainable = True
+    assert not norms[1].running_mean.trainable
+
+
+def test_recomputed_blocks_follow_the_statistics_once(rng):
+    images, labels = small_batch(rng)
+    found = []
+    for recompute in (False, True):
+        model = small_model()
+        model.set_policy(ActivationPolicy(recompute=recompute))
+        accumulate_gradient(model, images, labels)
+        found.append({n: p.data for n, p in model.named_parameters() if not p.trainable} | gradients_of(model))
+    assert all(np.array_equal(found[0][n], found[1][n]) for n in found[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_a_batch(rng, method):
+    model = wasi.create_model(NAME, num_classes=5)
+    images, labels = small_batch(rng, 8)
+    apply_method(model, method, MethodOptions(rank=6, lora_rank=2, alpha=6), [(images, labels)], verbose=False)
+    optimizer = Optimizer(model, "adamw")
+    losses = []
+    for _ in range(15):
+        losses.append(accumulate_gradient(model, images, labels).loss)
+        optimizer.step(5e-3)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_inputs_are_compressed_with_four_modes(rng):
+    """Every target's input is B x H x W x C, and is kept as a core with a factor for each mode; full ranks are exact."""
+    images, labels = small_batch(rng)
+    for factored in (False, True):
+        model, exact, whole = (small_model(factored) for _ in range(3))
+        names = [n for n, m in model.named_modules() if getattr(m, "window", None) == Window(3, 1, 1)]
+        for net, ranks in ((model, (0.5, 0.5, 3)), (whole, (1.0, 1.0, 1.0))):
+            for name in names:
+                net.get_module(name).compression = ActivationCompression(ranks)
+        model.forward(images, train=True)
+        for name in names:
+            kept = model.get_module(name)._saved[0]
+            assert isinstance(kept, Compressed) and kept.core.ndim == 4 and kept.core.shape[::3] == (2, 3), name
+        assert model.layer1[0]._saved == (None,)  # the block's input has no other reader
+        for net in (exact, whole):
+            accumulate_gradient(net, images, labels)
+        for name, g in gradients_of(exact).items():
+            assert relative_error(gradients_of(whole)[name], g) < 1e-4, name
+
+
+@pytest.mark.parametrize("window", [Window(3, 1, 1), Window(3, 2, 1), Window(1, 2)])
+@pytest.mark.parametrize("ranks", [(2, 3, 4), (1.0, 3, 1.0), (2, 1.0, 4), (3, 3, 1.0)])
+def test_gradients_are_exact_for_the_compressed_input(rng, window, ranks):
+    from wasi.layers.linear import FactoredLinear, Linear
+    from wasi.linalg import tucker_to_tensor
+
+    x = rng.standard_normal((4, 6, 7, 5)).astype(np.float32)
+    W = rng.standard_normal((8, window.taps * 5)).astype(np.float32)
+    for layer in (Linear(W), FactoredLinear(*(np.linalg.qr(W)[0][:, :4], W[:4]))):
+        layer.window, layer.compression = window, ActivationCompression(ranks)
+        y = layer.forward(x, train=True)
+        near = np.ascontiguousarray(tucker_to_tensor(*layer._saved[0]))
+        assert layer._saved[0].shape == x.shape
+        dy = rng.standard_normal(y.shape).astype(np.float32)
+        dx = layer.backward(dy)
+        got = {n: p.grad for n, p in layer.named_parameters()}
+        layer.compression = None
+        for _, p in layer.named_parameters():
+            p.grad = None
+        layer.forward(near, train=True)
+        assert relative_error(dx, layer.backward(dy)) < 1e-5
+        for n, p in layer.named_parameters():
+            assert relative_error(got[n], p.grad) < 1e-4, n
+
+
+def test_whitened_start_on_patches(rng):
+    """Truncation loses less of each layer's output on the calibration images, plain SVD less of the weight."""
+    images = rng.standard_normal((4, 3, 32, 32)).astype(np.float32)
+    name, lost = "layer2.0.conv1", {}
+    for start, whiten in (("svd", None), ("whitened", [images])):
+        model = small_model()
+        W, C = model.get_module(name).weight.data, input_covariances(model, [name], [images])[name]
+        wasi.factorize(model, rank=4, target_modules=(name,), whiten=whiten, verbose=False)
+        off = W - model.get_module(name).merged_weight()
+        lost[start] = (np.einsum("oi,ij,oj", off, C, off), np.linalg.norm(off))
+    assert lost["whitened"][0] < lost["svd"][0] and lost["whitened"][1] > lost["svd"][1]
+
+
+def test_recomputed_blocks_need_less(rng):
+    images, labels = small_batch(rng, 32)
+    peaks = []
+    for recompute in (False, True):
+        model = small_model(depths=(8, 1), widths=(16, 16))
+        model.set_policy(ActivationPolicy(recompute=recompute))
+        for _, p in model.named_parameters():
+            p.grad_buffer()
+        arena = wasi.Arena()
+        with arena:
+            accumulate_gradient(model, images, labels)
+        peaks.append(arena.stats()["peak_bytes"])
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+@pytest.mark.parametrize("bits, near", [(16, 0.05), (8, 0.2)])
+def test_blocks_keep_images_in_few_bits(rng, bits, near):
+    images, labels = small_batch(rng)
+    found, kept = [], []
+    for saved_bits in (None, bits):
+        model = wasi.create_model(NAME, **SMALL)
+        model.set_policy(ActivationPolicy(saved_bits=saved_bits))
+        kept.append(accumulate_gradient(model, images, labels).saved_bytes)
+        found.append(np.concatenate([g.ravel() for g in gradients_of(model).values()]))
+    assert 0 < relative_error(found[1], found[0]) < near and kept[1] < 0.9 * kept[0]
+
+
+@pytest.mark.parametrize("method", ["dense", "wsi", "qwasi", "qlora", "svd-llm-lora"])
+def test_save_load_and_merge_give_the_same_logits(rng, tmp_path, method):
+    model = small_model()
+    images, labels = small_batch(rng)
+    apply_method(model, method, MethodOptions(rank=4, lora_rank=2), [(images, labels)], verbose=False)
+    save_model(model, tmp_path / "m.safetensors", {"classes": ["a"]})
+    again, extra = load_model(tmp_path / "m.safetensors")
+    assert extra == {"classes": ["a"]} and again.config == model.config
+    logits = model.forward(images)
+    assert np.array_equal(logits, again.forward(images))
+    assert relative_error(wasi.merge(again).forward(images), logits) < (0.1 if method.startswith("q") else 1e-4)
+    assert relative_error(wasi.optimize_for_inference(model, images, 1, verbose=False).forward(images), logits) < 0.1
+
+
+def test_a_merged_model_loads_into_pytorch(rng, torch, tmp_path):
+    from safetensors.torch import load_file
+
+    model = small_model(True)
+    images, _ = small_batch(rng)
+    save_model(wasi.merge(model), tmp_path / "m.safetensors")
+    twin = torch_twin(torch, small_model())
+    twin.load_state_dict(load_file(tmp_path / "m.safetensors"))
+    twin.eval()
+    with torch.no_grad():
+        assert relative_error(model.forward(images), twin(torch.from_numpy(images)).numpy()) < 1e-4
+
+
+def published(model):
+    """As torchvision and timm write it."""
+    tensors = {n: published_shape(model, n, p.data).copy() for n, p in model.named_parameters()}
+    return tensors | {"bn1.num_batches_tracked": np.array(3), "layer1.0.bn1.num_batches_tracked": np.array(3)}
+
+
+def test_published_files(rng, tmp_path):
+    from safetensors.numpy import save_file
+
+    model = small_model()
+    images, _ = small_batch(rng)
+    save_file(published(model), tmp_path / "w.safetensors")
+    again = wasi.create_model(NAME, **SMALL, weights=tmp_path / "w.safetensors")
+    assert np.array_equal(model.forward(images), again.forward(images))
+    other = wasi.create_model(NAME, **{**SMALL, "num_classes": 7})
+    report = load_weights(other, tmp_path / "w.safetensors")
+    assert sorted(report.replaced) == ["fc.bias", "fc.weight"] and report.unused == []
+
+
+def test_files_that_do_not_fit_name_every_tensor(tmp_path):
+    from safetensors.numpy import save_file
+
+    model = small_model()
+    tensors = published(model)
+    del tensors["bn1.running_var"], tensors["layer2.0.downsample.0.weight"]
+    tensors["conv1.weight"] = np.zeros((6, 3, 3, 3), np.float32)
+    tensors["layer1.0.conv1.weight"] = np.zeros((6, 54), np.float32)
+    tensors["layer1.0.conv9.weight"] = np.zeros((1,), np.float32)
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError) as error:
+        load_weights(model, tmp_path / "w.safetensors")
+    for part in ("bn1.running_var: missing", "layer2.0.downsample.0.weight: missing",
+                 "conv1.weight: expected shape (6, 3, 7, 7), got (6, 3, 3, 3)",
+                 "layer1.0.conv1.weight: expected shape (6, 6, 3, 3), got (6, 54)"):
+        assert part in str(error.value)
+    del tensors["conv1.weight"], tensors["layer1.0.conv1.weight"]
+    good = published(model) | {"layer1.0.conv9.weight": np.zeros(1, np.float32)}
+    save_file(good, tmp_path / "w.safetensors")
+    assert load_weights(model, tmp_path / "w.safetensors").unused == ["layer1.0.conv9.weight"]
+
+
+def test_checkpoints_go_on_bit_for_bit(rng, tmp_path):
+    from wasi.training.checkpoint import Checkpoint, Progress, save_checkpoint
+
+    def step(model, optimizer):
+        accumulate_gradient(model, images, labels)
+        optimizer.step(0.01)
+
+    images, labels = small_batch(rng)
+    model = small_model()
+    apply_method(model, "wasi", MethodOptions(rank=4), verbose=False)
+    optimizer = Optimizer(model, "sgd", momentum=0.9)
+    step(model, optimizer)
+    save_checkpoint(tmp_path / "checkpoints" / "c.safetensors", model, {"optimizer": optimizer}, {"progress": vars(Progress())})
+    step(model, optimizer)
+    checkpoint = Checkpoint(tmp_path / "checkpoints" / "c.safetensors")
+    again = checkpoint.empty_model()
+    checkpoint.restore_model(again)
+    other = Optimizer(again, "sgd", momentum=0.9)
+    checkpoint.restore("optimizer", other)
+    step(again, other)
+    assert np.array_equal(model.forward(images), again.forward(images))
+
+
+def test_the_cli_trains_and_profiles_one(tmp_path, capsys):
+    from wasi.cli import main
+
+    words = ["--model", NAME, "--method", "wasi", "--epochs", "1", "--limit", "64", "--limit-val", "32", "--quiet"]
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    assert "| wasi |" in capsys.readouterr().out
+    assert main(["profile", "--model", NAME, "--method", "qwasi", "--batch-size", "4", "--steps", "1"]) == 0
+    assert "conv_backward" in capsys.readouterr().out
+
+
+def test_bad_sizes_are_refused_by_name(rng):
+    create = wasi.create_model
+    with pytest.raises(ValueError, match="img_size: expected at least 32 pixels, which 4 stages reduce to one, got 31"):
+        create("resnet18", img_size=31)
+    with pytest.raises(ValueError, match="depths, widths: expected at least one block and its channels for each stage"):
+        create(NAME, depths=(1, 2))
+    with pytest.raises(ValueError, match=r"images: expected an array of shape \(B, 3, 32, 32\), got shape \(1, 3, 64, 64\)"):
+        small_model().forward(np.zeros((1, 3, 64, 64), np.float32))
+    with pytest.raises(ValueError, match="batch norm: expected more than one number a channel in training"):
+        create("resnet18", img_size=32, num_classes=2).forward(np.zeros((1, 3, 32, 32), np.float32), train=True)
+    with pytest.raises(ValueError, match=r"target_modules: \['mlp'\] match none of the model's linear layers \(conv1, "):
+        wasi.factorize(small_model(), target_modules=("mlp",))
