@@ -5,7 +5,7 @@ from tables import relative_error
 
 import wasi
 from wasi import ops
-from wasi.layers import ActivationPolicy
+from wasi.layers import ActivationPolicy, FactoredLinear, Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.models.factorize import gradient_factors, input_covariances, weight_gradients
 from wasi.models.methods import METHODS, MethodOptions, apply_method
@@ -299,6 +299,7 @@ def test_frozen_parameters_stay_and_take_no_gradient():
     model, images, labels = model_and_batch()
     options = MethodOptions(rank=4, freeze=("patch_embed", "pos_embed", "blocks.1.mlp.fc1"))
     apply_method(model, "qwasi", options, [(images, labels)], verbose=False)
+    assert isinstance(model.blocks[1].mlp.fc1, Linear) and isinstance(model.blocks[1].mlp.fc2, FactoredLinear)
     before = {name: p.data.copy() for name, p in model.named_parameters()}
     optimizer = Optimizer(model, "sgd", momentum=0.9)
     accumulate_gradient(model, images, labels)
@@ -307,6 +308,24 @@ def test_frozen_parameters_stay_and_take_no_gradient():
     assert moved == {name for name in before if not name.startswith(("patch_embed.", "pos_embed", "blocks.1.mlp.fc1."))}
     with pytest.raises(ValueError, match="freeze: the model has no parameters 'patch'"):
         apply_method(model_and_batch()[0], "dense", MethodOptions(freeze=("patch",)))
+
+
+@pytest.mark.parametrize("method", ["dense", "wsi", "lora"])
+def test_backward_ends_at_the_first_trained_block(method):
+    """The gradients are the same bits; blocks before it keep nothing, and no FLOPs of their backward are counted."""
+    model, images, labels = model_and_batch()
+    frozen = ("patch_embed", "pos_embed", "cls_token", "blocks.0")
+    apply_method(model, method, MethodOptions(rank=4, freeze=frozen), [(images, labels)], verbose=False)
+    gradients, saved, flops = [], [], []
+    for whole in (False, True):
+        model.cls_token.trainable = whole  # with it, backward goes through all blocks
+        model.zero_grad()
+        saved.append(accumulate_gradient(model, images, labels).saved_bytes)
+        gradients.append([p.grad.copy() for name, p in model.named_parameters() if p.grad is not None and name != "cls_token"])
+        flops.append(model.training_flops(len(images)))
+        assert model.n_frozen_blocks == (0 if whole else 1)
+    assert len(gradients[0]) > 2 and all(np.array_equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert saved[0] < saved[1] and flops[0].backward < flops[1].backward and flops[0].forward == flops[1].forward
 
 
 def test_weight_gradients_are_those_of_training_and_leave_the_model_as_it_was():

@@ -26,7 +26,7 @@ class MethodOptions:
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
     lora_rank: int = 8  # of the updates of svd-llm-lora, whose factors `rank` is about
     seed: int = 0  # of LoRA's random start
-    freeze: tuple = ()  # names of parameters, or what they begin with: these are left as they are
+    freeze: tuple = ()  # names of parameters or modules that are left as they are, and are no targets
     activation_ranks: tuple | None = None  # (batch, tokens, channels) for compressed inputs: shares or numbers; None: the
     #                                        method's default, (0.5, 0.5, 64) for asi, amc and wasi, else inputs stay as they are
 
@@ -50,6 +50,7 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    freeze_parameters(model, options.freeze)
     names = find_targets(model, options.targets)
     if method in FACTORED:
         start = options.start or default_start(method, calibration is not None)
@@ -83,8 +84,13 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
         compress_inputs(model, names, ranks, "hosvd" if method == "amc" else "asi")
         if all(isinstance(getattr(block, "mlp", None), Mlp) and block.mlp.fc2.compression for block in model.blocks):
             model.set_policy(ActivationPolicy(gelu_bits=4))
-    freeze_parameters(model, options.freeze)
+    kept = [name for name, _ in model.named_parameters() if _is_in(name, options.freeze)]
+    freeze_parameters(model, kept)  # biases of targets are parameters anew
     return model
+
+
+def _is_in(name, modules):
+    return any(name == m or name.startswith(m + ".") for m in modules)
 
 
 def freeze_parameters(model, names):
@@ -94,7 +100,7 @@ def freeze_parameters(model, names):
     """
     parameters = list(model.named_parameters())
     for name in names:
-        found = [p for own, p in parameters if own == name or own.startswith(name + ".")]
+        found = [p for own, p in parameters if _is_in(own, (name,))]
         if not found:
             raise ValueError(f"freeze: the model has no parameters {name!r} ({', '.join(own for own, _ in parameters[:4])}, ...)")
         for p in found:
@@ -148,4 +154,4 @@ def freeze_all_but_updates(model):
     trained = {id(p) for _, m in model.named_modules() if isinstance(m, LoraLinear) for p in (m.A, m.B)}
     trained |= {id(p) for p in model.head_parameters()}
     for _, p in model.named_parameters():
-        p.trainable = id(p) in trained
+        p.trainable = p.trainable and id(p) in trained

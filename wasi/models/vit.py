@@ -9,6 +9,7 @@ import numpy as np
 
 from wasi import ops
 from wasi.layers import Attention, Block, LayerNorm, Linear, Mlp, Parameter
+from wasi.layers.flops import Flops
 from wasi.models.images import (
     ImageClassifier,
     PatchEmbed,
@@ -119,13 +120,27 @@ class VisionTransformer(ImageClassifier):
                 if isinstance(module, Linear):
                     module.weight.data[:] = truncated_normal(rng, module.weight.data.shape)
 
+    @property
+    def _embeds_trained(self):
+        own = (self.cls_token, self.pos_embed, *(p for _, p in self.patch_embed.named_parameters()))
+        return any(p.trainable for p in own)
+
+    @property
+    def n_frozen_blocks(self):
+        """Blocks from the first on that need no gradient: they keep nothing for backward, which ends before them."""
+        if self._embeds_trained:
+            return 0
+        trained = (any(p.trainable for _, p in block.named_parameters()) for block in self.blocks)
+        return next((i for i, any_trained in enumerate(trained) if any_trained), len(self.blocks))
+
     def forward(self, images, train=False):
         """images (B, 3, S, S), uint8 or normalised float32 -> logits (B, num_classes)."""
         self._check_images(images)
-        x = self.patch_embed.forward(images, train)
+        n_frozen = self.n_frozen_blocks if train else 0
+        x = self.patch_embed.forward(images, train and self._embeds_trained)
         x = ops.assemble_tokens(x, self.cls_token.data, self.pos_embed.data)
-        for block in self.blocks:
-            x = block.forward(x, train)
+        for i, block in enumerate(self.blocks):
+            x = block.forward(x, train and i >= n_frozen)
         if train:
             self._saved = (np.array(x.shape),)
         # Only the class token reaches the head, so only its row is normalised.
@@ -135,7 +150,7 @@ class VisionTransformer(ImageClassifier):
     def backward(self, dlogits, after=None):
         """dlogits (B, num_classes); adds to every trainable parameter's gradient.
 
-        after(part): called for head, norm, each block and the patch embedding as soon as its gradients are complete.
+        after(part): called for head, norm, each trained block and the patch embedding as soon as its gradients are complete.
         """
         after = after or (lambda part: None)
         (shape,) = self._take_saved()
@@ -143,12 +158,13 @@ class VisionTransformer(ImageClassifier):
         dx[:, 0] = self.norm.backward(self.head.backward(dlogits))
         after(self.head)
         after(self.norm)
-        for block in reversed(self.blocks):
+        for block in reversed(self.blocks[self.n_frozen_blocks :]):
             dx = block.backward(dx)
             after(block)
-        self.patch_embed.backward(
-            ops.assemble_tokens_backward(dx, self.cls_token.grad_buffer(), self.pos_embed.grad_buffer()))
-        after(self.patch_embed)
+        if self._embeds_trained:
+            self.patch_embed.backward(
+                ops.assemble_tokens_backward(dx, self.cls_token.grad_buffer(), self.pos_embed.grad_buffer()))
+            after(self.patch_embed)
 
     def head_parameters(self):
         """What is trained even where all else is frozen."""
@@ -158,7 +174,8 @@ class VisionTransformer(ImageClassifier):
         C, P = self.config.embed_dim, self.config.grid**2
         total = self.patch_embed.proj.flops((B, P, self.patch_embed.proj.in_features), rule, dx=False)
         total += self.head.flops((B, C), rule)
-        return sum((block.flops((B, P + 1, C), rule) for block in self.blocks), total)
+        parts = [block.flops((B, P + 1, C), rule) for block in self.blocks]
+        return sum((p if i >= self.n_frozen_blocks else Flops(p.forward) for i, p in enumerate(parts)), total)
 
 
 def create_vit(name, num_classes=None, img_size=None, seed=0, **overrides):
