@@ -30,7 +30,7 @@ from harness import RESULTS, commit, context, mib, write_results
 import wasi
 from wasi.layers import ActivationPolicy, FactoredLinear
 from wasi.models import find_targets, load_model
-from wasi.models.methods import FACTORED, MethodOptions, apply_method
+from wasi.models.methods import FACTORED, MethodOptions, apply_method, freeze_parameters
 from wasi.training.data import Loader, Transform, open_splits
 from wasi.training.loop import TrainConfig, train
 from wasi.training.runlog import RunFolder, read_result, write_json
@@ -55,8 +55,13 @@ class Row:
     most_seeds: int | None = None  # for a row whose place is clear after so many
 
 
+def first_blocks(n):
+    """Names of all before block n."""
+    return (*EMBEDDINGS, *(f"blocks.{i}" for i in range(n)))
+
+
 # Ranks: qwasi's keep weights, gradients and momentum below a sixth of dense training's; wsi's keep its training FLOPs below a
-# half, and lora's then takes the same bytes as wsi.
+# half, lora's then takes the same bytes as wsi, and dense training of the last blocks as many FLOPs.
 FROZEN = "dense, embeddings frozen"  # the other row that differences are taken from
 RECOMPUTE, BFLOAT16 = {"recompute": True}, {"gradient_bits": 16, "state_bits": 16}
 FINETUNE = {
@@ -69,8 +74,10 @@ FINETUNE = {
     "qwasi, 8 bits, rank 7": Row("qwasi", (0.01, 0.02, 0.03), options={"rank": 7, "bits": 8}, policy=RECOMPUTE),
     "qwasi, 4 bits, rank 12": Row("qwasi", (0.02, 0.03), options={"rank": 12, "bits": 4}, policy=RECOMPUTE),
     "wsi, whitened": Row("wsi", (0.03,), share=0.4),
-    "wasi, whitened": Row("wasi", (0.03,), share=0.4),
-    "asi": Row("asi", (0.02,)),
+    "wsi, whitened, last 4 blocks": Row("wsi", (0.03,), share=0.65, options={"freeze": first_blocks(8)}),
+    "dense, last 3 blocks": Row("dense", (0.03,), options={"freeze": first_blocks(9)}),
+    "wasi, whitened": Row("wasi", (0.03,), share=0.4, most_seeds=1),
+    "asi": Row("asi", (0.02,), most_seeds=1),
     "lora, rank 12": Row("lora", (0.08,), options={"rank": 12}),
     "qlora, 4 bits, rank 12": Row("qlora", (0.08,), options={"rank": 12}, policy=RECOMPUTE),
     "wsi-dense, ranks of wsi": Row("wsi-dense", (0.03,), share=0.4, most_seeds=1),
@@ -81,7 +88,7 @@ STARTS = {
        for start in ("svd", "whitened", "gradient")},
 }
 SCRATCH = {
-    "dense": Row("dense", (0.001, 0.003)),
+    "dense": Row("dense", (0.003,)),
     "wsi, half the parameters": Row("wsi", (0.003,), share=0.5),
     "wasi, half the parameters": Row("wasi", (0.003,), share=0.5),
     "wsi-dense, ranks of wsi": Row("wsi-dense", (0.003,), share=0.5),
@@ -110,8 +117,8 @@ TABLES = {
     "starts": ("Starts of qwasi", STARTS, {**_PRETRAINED, "img_size": 80, "epochs": 3, "limit": 1500}),
     "cost": ("The accuracy that savings cost", COST, {**_PRETRAINED, "img_size": 64, "epochs": 2, "limit": 1000}),
     "scratch": ("Training from scratch", SCRATCH,
-                {"model": "vit_micro_patch4_32", "img_size": 32, "epochs": 12, "batch_size": 64, "optimizer": "adamw",
-                 "weight_decay": 0.05, "warmup": 100, "limit": 4000}),
+                {"model": "vit_micro_patch4_32", "img_size": 32, "epochs": 6, "batch_size": 32, "optimizer": "adamw",
+                 "weight_decay": 0.05, "warmup": 50, "limit": 2000}),
 }
 
 
@@ -119,6 +126,7 @@ def ready_model(args, row, seed, loader, num_classes):
     """The model of a row, ready for training."""
     model = wasi.create_model(args.model, num_classes=num_classes, img_size=args.img_size, weights=args.weights, seed=seed)
     pattern = None
+    freeze_parameters(model, row.options.get("freeze", ()))
     if row.share is not None:
         shapes = {name: model.get_module(name).weight.data.shape for name in find_targets(model, TARGETS)}
         pattern = {name: max(1, round(row.share * O * I / (O + I))) for name, (O, I) in shapes.items()}
