@@ -9,6 +9,8 @@
 
 #include "common/arena.h"
 
+enum { LEAST_CAPACITY = 1 << 20 };
+
 static void *arena_malloc(void *ctx, size_t size)
 {
     return wasi_arena_alloc(ctx, size);
@@ -78,6 +80,14 @@ static PyObject *arena_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         }
     }
     wasi_arena *arena = wasi_arena_new(capacity);
+    if (arena == NULL && capacity_object == Py_None) { /* a limit on address space (ulimit -v): half of what can be had */
+        while (arena == NULL && capacity > 2 * LEAST_CAPACITY)
+            arena = wasi_arena_new(capacity /= 2);
+        if (arena != NULL) {
+            wasi_arena_delete(arena);
+            arena = wasi_arena_new(capacity /= 2);
+        }
+    }
     if (arena == NULL)
         return PyErr_Format(PyExc_MemoryError, "capacity_bytes: the system does not reserve %zu bytes", capacity);
     handler = PyMem_Calloc(1, sizeof *handler);
@@ -180,8 +190,9 @@ static PyMethodDef arena_methods[] = {
 static PyType_Slot arena_slots[] = {
     {Py_tp_doc, "Arena(capacity_bytes=None)\n--\n\n"
                 "A memory region that serves NumPy's arrays inside ``with arena:`` and remembers its peak.\n\n"
-                "capacity_bytes: bytes of address space to reserve (default: this machine's memory). Pages cost\n"
-                "memory only once they are used. A full arena raises MemoryError."},
+                "capacity_bytes: bytes of address space to reserve (default: this machine's memory, or half of what a\n"
+                "limit on address space leaves). Pages cost memory only once they are used. A full arena raises\n"
+                "MemoryError."},
     {Py_tp_new, (void *)(uintptr_t)arena_new},
     {Py_tp_dealloc, (void *)(uintptr_t)arena_dealloc},
     {Py_tp_methods, arena_methods},

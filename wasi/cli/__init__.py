@@ -54,6 +54,9 @@ def main(argv=None):
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
         print(f"wasi {args.command}: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"wasi {args.command}: out of memory {f'({error})' if str(error) else ''}".rstrip(), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"wasi {args.command}: interrupted", file=sys.stderr)
         return 130
