@@ -50,8 +50,30 @@ static PyMethodDef module_methods[] = {
     {NULL},
 };
 
+/* The thread pool, its settings and NumPy's memory handlers belong to the process: one interpreter, with its lock. */
+static int need_main_interpreter(void)
+{
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError, "wasi cannot be used in a sub-interpreter: import it in the main one");
+        return 0;
+    }
+#ifdef Py_GIL_DISABLED
+    PyObject *enabled = PyObject_CallMethod(PyImport_AddModule("sys"), "_is_gil_enabled", NULL);
+    int locked = enabled == NULL ? -1 : PyObject_IsTrue(enabled);
+    Py_XDECREF(enabled);
+    if (locked == 0)
+        PyErr_SetString(PyExc_ImportError, "wasi needs the global interpreter lock, which importing it turns on: leave out "
+                                           "PYTHON_GIL=0 and -X gil=0");
+    return locked > 0;
+#else
+    return 1;
+#endif
+}
+
 static int module_exec(PyObject *module)
 {
+    if (!need_main_interpreter())
+        return -1;
     if (PyArray_ImportNumPyAPI() < 0)
         return -1;
     wasi_blas_init();
@@ -88,6 +110,9 @@ static PyModuleDef_Slot module_slots[] = {
 #if PY_VERSION_HEX >= 0x030C0000
     /* NumPy's own limit, and ours: one interpreter a process. */
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_USED}, /* a free-threaded interpreter turns its lock on, and says so */
 #endif
     {0, NULL},
 };
