@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# The core under sanitizers, in a folder of its own; a finding ends it with a report of the line.
+#
+#     tools/sanitize.sh address           red zones, undefined behaviour: every binding called well and badly, then the tests
+#     tools/sanitize.sh address -k linear the tests that pytest is told to take
+#     tools/sanitize.sh leak              every binding, and what it left behind
+#     tools/sanitize.sh thread            the thread pool, by a plain C driver
+#     tools/sanitize.sh valgrind          kernels, by a plain C driver
+#     tools/sanitize.sh malloc            the tests of the bindings with Python's own checks of its memory
+#
+# Python is not built with them, so their runtime is loaded first, and libstdc++ with it for the sake of matplotlib.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kind=${1:?address, leak, thread, valgrind or malloc}
+shift
+work=${WASI_SANITIZE_FOLDER:-build/sanitize}
+export OMP_NUM_THREADS=1
+
+# What takes PyTorch, minutes, or child processes that would not be watched.
+left_out=(--ignore tests/test_harness.py --ignore tests/test_rivals.py --ignore tests/test_import.py --ignore tests/test_cli.py)
+
+build() {
+    mkdir -p "$work"
+    cp -r csrc wasi tests benchmarks docs setup.py pyproject.toml README.md LICENSE MANIFEST.in "$work"
+    rm -f "$work"/wasi/_core*.so
+    (cd "$work" && WASI_SANITIZE=address,undefined python setup.py -q build_ext --inplace)
+}
+
+watched() {
+    LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" PYTHONPATH=. "$@"
+}
+
+case $kind in
+address)
+    build
+    cd "$work"
+    export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
+    watched python tests/stress/bindings.py --calls 300
+    [ $# -gt 0 ] || set -- -k "not torch and not autograd and not pretrained and not slow"
+    watched python -m pytest -q -p no:cacheprovider "${left_out[@]}" "$@"
+    ;;
+leak)
+    build
+    cd "$work"
+    cat > leaks.txt <<'END'
+leak:python3
+leak:libpython
+leak:_multiarray_umath
+leak:_PyObject
+leak:PyObject_Malloc
+leak:PyMem_
+leak:ld-linux
+leak:dlopen
+END
+    export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 LSAN_OPTIONS=suppressions=$PWD/leaks.txt:print_suppressions=0
+    export PYTHONMALLOC=malloc
+    watched python tests/stress/bindings.py --calls 100
+    ;;
+thread)
+    mkdir -p "$work"
+    for compiler in gcc clang; do
+        command -v $compiler > /dev/null || continue
+        $compiler -g -O1 -fsanitize=thread -Icsrc tests/native/pool.c csrc/common/parallel.c -pthread -o "$work/pool"
+        TSAN_OPTIONS=die_after_fork=0 "$work/pool"
+    done
+    ;;
+valgrind)
+    mkdir -p "$work"
+    openblas=$(python -c "import importlib.util as u; print(u.find_spec('scipy_openblas32').submodule_search_locations[0])")
+    for simd in csrc/kernels/*_simd.c; do
+        gcc -g -O1 -fopenmp-simd -w -Icsrc -DWASI_ISA=plain -DWASI_ISA_PLAIN=1 -c "$simd" -o "$work/$(basename "$simd" .c)_plain.o"
+        gcc -g -O1 -fopenmp-simd -w -Icsrc -DWASI_ISA=avx2 -DWASI_ISA_AVX2=1 -mavx2 -mfma -mf16c -c "$simd" \
+            -o "$work/$(basename "$simd" .c)_avx2.o"
+        gcc -g -O1 -fopenmp-simd -w -Icsrc -DWASI_ISA=avx512 -DWASI_ISA_AVX512=1 -mavx512f -mavx512bw -mavx512dq -mavx512vl \
+            -mavx512vnni -mfma -mf16c -c "$simd" -o "$work/$(basename "$simd" .c)_avx512.o"
+    done
+    gcc -g -O1 -w -Icsrc -I"$openblas/include" -DWASI_BLAS_WHEEL=1 tests/native/kernels.c "$work"/*_simd_*.o \
+        $(ls csrc/kernels/*.c csrc/common/*.c | grep -v _simd.c) -L"$openblas/lib" -lscipy_openblas -Wl,-rpath,"$openblas/lib" \
+        -lm -pthread -o "$work/kernels"
+    valgrind -q --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite "$work/kernels"
+    ;;
+malloc)
+    PYTHONMALLOC=debug python -X dev -W ignore -m pytest -q tests/test_bindings.py tests/test_arena.py "$@"
+    ;;
+*)
+    sed -n '2,9p' "$0"
+    exit 2
+    ;;
+esac
+echo "$kind: nothing found"
