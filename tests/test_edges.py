@@ -1,5 +1,5 @@
-"""What numbers can do to a run: NaN and Inf anywhere, spectra without gaps, steps that are too large. An error of a known type, or
-the right result; never a hang, never a wrong number in silence."""
+"""What numbers can do to a run: NaN and Inf anywhere, spectra without gaps, steps that are too large. An error of a known
+type, or the right result; never a hang, never a wrong number in silence."""
 
 import time
 
@@ -143,7 +143,7 @@ def test_a_weight_of_zeros_or_of_rank_one_is_factored_and_named_where_it_cannot_
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("lr", [1e4, 1e38])
 def test_a_step_far_too_large_ends_by_its_name_with_the_checkpoint_before_it_whole(tmp_path, method, lr):
-    """SGD without clipping: the loss overflows, or a rank collapses; the log has the steps before, and the checkpoint is usable."""
+    """SGD without clipping: the loss overflows, or a rank collapses; the log has the steps before."""
     folder = RunFolder(tmp_path / "run")
     folder.write_json("config.json", {})
     config = TrainConfig(epochs=6, lr=lr, clip_norm=None, momentum=0.9, checkpoint_every=1, schedule="constant")
@@ -167,7 +167,7 @@ def test_logits_at_the_end_of_float32_have_the_right_loss():
 
 
 def test_ten_thousand_steps_keep_every_basis_orthonormal_and_follow_float64(rng):
-    """WSI's L and ASI's U_n stay orthonormal to 2e-6; float32 and its float64 twin descend to losses within 1e-3 of each other."""
+    """WSI's L and ASI's U_n stay orthonormal to 2e-6; float32 and its float64 twin end within 1e-3 of each other."""
     O, I, K = 24, 20, 4
     target = rng.standard_normal((O, 3)) @ rng.standard_normal((3, I)) + 0.1 * rng.standard_normal((O, I))
     A = rng.standard_normal((8, 6, 10))

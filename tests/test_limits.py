@@ -69,8 +69,9 @@ print("done")
 
 
 def test_too_little_memory_is_a_line_and_not_a_traceback(tmp_path):
-    child = in_child("import sys; from wasi.cli import main; sys.exit(main(sys.argv[1:]))", "train", "--method", "wsi", "--threads", 1,
-                     "--quiet", "--out", tmp_path / "run", "--model", "vit_tiny_patch16_224", limit_bytes=400 * 2**20)
+    child = in_child("import sys; from wasi.cli import main; sys.exit(main(sys.argv[1:]))", "train", "--method", "wsi",
+                     "--threads", 1, "--quiet", "--out", tmp_path / "run", "--model", "vit_tiny_patch16_224",
+                     limit_bytes=400 * 2**20)
     assert child.returncode == 2 and "Traceback" not in child.stderr and "wasi train: out of memory" in child.stderr
 
 
