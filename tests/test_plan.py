@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from tables import relative_error
 import wasi
 from wasi import linalg, ops
 from wasi.cli import main
-from wasi.layers import FactoredLinear
+from wasi.layers import ActivationPolicy, FactoredLinear
 from wasi.models.factorize import gradient_factors
 from wasi.models.plan import Plan, PlanError, parse_bytes
 from wasi.planning import InfeasibleError
-from wasi.planning.measure import activation_errors, weight_errors
+from wasi.planning.cost import Way
+from wasi.planning.measure import activation_errors, kept_errors, weight_errors
 from wasi.training.loop import TrainConfig, train
 from wasi.training.memory import count_bytes
 from wasi.training.optimizer import Optimizer
@@ -40,15 +42,16 @@ def batch_of(n, size=32, classes=5, seed=0):
     return rng.integers(0, 255, (n, 3, size, size)).astype(np.uint8), rng.integers(0, classes, n)
 
 
-def counted_after_steps(model, plan, n_steps=2):
+def counted_after_steps(model, plan, batch, n_steps=2):
     """Bytes of everything that real training steps held at once, as planned."""
     kind = "adamw" if plan.optimizer == "adamw" else "sgd"
-    optimizer = Optimizer(model, kind, momentum=0.9 * (plan.optimizer == "momentum"), clip_norm=1.0)
-    images, labels = batch_of(plan.batch_size, model.config.img_size, seed=1)
+    optimizer = Optimizer(model, kind, momentum=0.9 * (plan.optimizer == "momentum"), clip_norm=None if plan.layerwise else 1.0,
+                          gradient_bits=plan.gradient_bits, state_bits=plan.state_bits, layerwise=plan.layerwise)
+    inputs, targets = batch
     arena = wasi.Arena()
     for _ in range(n_steps):
         with arena:
-            accumulate_gradient(model, images, labels, plan.micro_batch)
+            accumulate_gradient(model, inputs, targets, plan.micro_batch, after=optimizer.after_backward(0.01))
             optimizer.step(0.01)
     held = count_bytes(model, optimizer)
     assert held["gradient_bytes"] == plan.gradient_bytes and held["optimizer_bytes"] == plan.optimizer_bytes
@@ -57,6 +60,29 @@ def counted_after_steps(model, plan, n_steps=2):
 
 
 TINY = {"depth": 1, "img_size": 64, "num_classes": 5}
+DECODER = {"vocab_size": 96, "embed_dim": 48, "hidden_dim": 128, "depth": 3, "num_heads": 4, "num_kv_heads": 2, "max_length": 24}
+
+
+def make(shape):
+    """A model, and how batches for it are made: (n, seed) -> (inputs, targets)."""
+    if shape == "micro":
+        return small_model(), lambda n, seed=0: batch_of(n, seed=seed)
+    if shape == "tiny":
+        return wasi.create_model("vit_tiny_patch16_224", **TINY), lambda n, seed=0: batch_of(n, 64, seed=seed)
+    if shape == "swin":
+        return wasi.create_model("swin_micro_patch2_window4_32", num_classes=5), lambda n, seed=0: batch_of(n, seed=seed)
+
+    def texts(n, seed=0):
+        rng = np.random.default_rng(seed)
+        tokens = rng.integers(0, 96, (n, 25))
+        tokens[1::2, 20:] = -1 if shape == "text-classifier" else tokens[1::2, 20:]
+        return np.ascontiguousarray(tokens[:, :-1]), (rng.integers(0, 2, n) if shape == "text-classifier" else
+                                                      np.ascontiguousarray(tokens[:, 1:]))
+
+    model = wasi.create_model("llama_micro", num_classes=2 if shape == "text-classifier" else None, **DECODER)
+    if shape == "text-classifier":
+        model.train_last(2)
+    return model, texts
 
 
 @pytest.mark.parametrize("shape, method, options", [
@@ -64,16 +90,19 @@ TINY = {"depth": 1, "img_size": 64, "num_classes": 5}
     ("tiny", "wsi", {"recompute": True}), ("micro", "wasi", {"recompute": False, "micro_batch": 24}),
     ("tiny", "wasi", {"recompute": False, "micro_batch": 24}), ("tiny", "asi", {"recompute": False, "momentum": 0.0}),
     ("tiny", "qwasi", {"mode": "exact", "start": "whitened"}), ("micro", "qwasi", {"recompute": False, "micro_batch": 11}),
+    ("micro", "wsi", {"clip_norm": None, "layerwise": True, "optimizer": "adamw"}), ("tiny", "qwasi", {"clip_norm": None}),
+    ("micro", "qwasi", {"saved_bits": 8, "gradient_bits": 16, "state_bits": 16, "micro_batch": 8}),
+    ("swin", "wasi", {"micro_batch": 12}), ("swin", "qwasi", {}), ("decoder", "wsi", {}),
+    ("decoder", "qwasi", {"saved_bits": 16, "micro_batch": 24}), ("text-classifier", "wasi", {"clip_norm": None}),
 ])
 def test_planned_and_measured_peak_agree(shape, method, options):
-    model = small_model() if shape == "micro" else wasi.create_model("vit_tiny_patch16_224", **TINY)
-    batch = batch_of(8, model.config.img_size)
+    model, batches = make(shape)
+    batch = batches(8)
     settings = {"method": method, "batch_size": 24, "target_modules": ("all",), **options}
     least = least_of(model, batch, settings)
     for budget in (least, int(1.3 * least)):
         plan = wasi.plan(model, [batch], budget, **settings)
-        again = small_model() if shape == "micro" else wasi.create_model("vit_tiny_patch16_224", **TINY)
-        counted = counted_after_steps(plan.apply(again, [batch]), plan)
+        counted = counted_after_steps(plan.apply(make(shape)[0], [batch]), plan, batches(24, seed=1))
         assert plan.peak_bytes <= budget
         assert abs(counted - plan.peak_bytes) < 0.1 * counted
         # The step by itself, without the weights that are known exactly.
@@ -102,14 +131,15 @@ def test_ranks_are_those_of_brute_force(budget_share):
 
     original, planner.Probe = planner.Probe, Everything
     try:
-        settings = {"method": "wsi", "batch_size": 8, "micro_batch": 8, "recompute": False, "ranks": [2, 8, 20]}
+        settings = {"method": "wsi", "batch_size": 8, "micro_batch": 8, "recompute": False, "saved_bits": None,
+                    "gradient_bits": 32, "state_bits": 32, "ranks": [2, 8, 20]}
         plans = {r: wasi.plan(model, [batch], 2**40, **{**settings, "ranks": [r]}) for r in settings["ranks"]}
         by_layer = [{r: plans[r].layers[i] for r in plans} for i in range(4)]
         rows = []
         for ranks in itertools.product(settings["ranks"], repeat=4):
             layers = [by_layer[i][r] for i, r in enumerate(ranks)]
             choices = {layer.name: planner.Choice(layer.rank, 0, None, None) for layer in layers}
-            step = Everything.step(found["probe"], choices, False, 8).peak
+            step = Everything.step(found["probe"], choices, Way(8)).peak
             held = sum(layer.weight_bytes + layer.gradient_bytes + layer.optimizer_bytes for layer in layers)
             rows.append((sum(layer.error**2 for layer in layers), held + step, ranks))
         others = plans[2].peak_bytes - rows[0][1]  # embedding, attention, head, images: the same in all
@@ -254,6 +284,56 @@ def test_exact_mode_compresses_nothing():
     assert not any(layer.activation_ranks or layer.gelu_bits for layer in exact.layers)
 
 
+def test_exact_mode_gives_exact_gradients():
+    """In a plan whose budget is as small as can be, dense so that nothing else differs."""
+    model, batch = small_model(), batch_of(8)
+    settings = {"method": "dense", "batch_size": 8}
+    plans = {mode: wasi.plan(model, [batch], least_of(model, batch, {"mode": mode, **settings}), mode=mode, **settings)
+             for mode in ("exact", "approximate")}
+    exact, approximate = plans["exact"], plans["approximate"]
+    assert (exact.saved_bits, exact.gradient_bits, exact.state_bits) == (None, 32, 32) and exact.recompute
+    assert approximate.peak_bytes < exact.peak_bytes and (approximate.gradient_bits, approximate.state_bits) == (16, 16)
+    errors = {}
+    for mode, plan in plans.items():
+        gradients = []
+        for planned in (plan, None):
+            model = small_model() if planned is None else planned.apply(small_model())
+            optimizer = Optimizer(model, gradient_bits=plan.gradient_bits if planned else 32)
+            accumulate_gradient(model, *batch, planned and planned.micro_batch, after=optimizer.after_backward(0.1))
+            gradients.append(np.concatenate([p.full_gradient().ravel() for _, p in model.named_parameters()]))
+        errors[mode] = relative_error(*gradients)
+    assert errors["exact"] < 1e-5 < errors["approximate"] < 0.05
+
+
+def test_updates_layer_by_layer_are_planned_where_no_norm_is_asked_for():
+    model, batch = small_model(), batch_of(8)
+    settings = {"method": "wsi", "batch_size": 8, "micro_batch": 8, "mode": "exact"}
+    budget = least_of(model, batch, {"clip_norm": None, **settings})
+    plan = wasi.plan(model, [batch], budget, clip_norm=None, **settings)
+    assert plan.layerwise and plan.gradient_bytes == 0 and all(layer.gradient_bytes == 0 for layer in plan.layers)
+    assert plan.training == {"micro_batch": None, "gradient_bits": 32, "state_bits": 32, "layerwise": True}
+    with pytest.raises(InfeasibleError):
+        wasi.plan(model, [batch], budget, **settings)
+
+
+def test_errors_of_keeping_few_bits_are_those_of_the_gradient():
+    model, batch = small_model(), batch_of(8)
+    names = ["blocks.0.attn.qkv", "blocks.1.mlp.fc1"]
+    found = kept_errors(model, names, batch, {8, 16})
+    assert all(block.policy == ActivationPolicy() for block in model.blocks)
+    gradients = {}
+    for bits in (None, 8, 16):
+        model.zero_grad()
+        model.set_policy(ActivationPolicy(saved_bits=bits))
+        accumulate_gradient(model, *batch)
+        gradients[bits] = {name: model.get_module(name).weight.grad.copy() for name in names}
+    for bits in (8, 16):
+        for name in names:
+            want = relative_error(gradients[bits][name], gradients[None][name]) ** 2 / 3
+            assert found[bits][name] == pytest.approx(want, rel=1e-3)
+    assert 1e-8 < found[16][names[0]] < found[8][names[0]] < 1e-2
+
+
 class Batches:
     """Twelve images a batch, and a last one of five."""
 
@@ -272,7 +352,8 @@ def test_training_as_planned_prints_both_peaks_and_takes_a_smaller_last_batch(ca
     plan = wasi.plan(model, [batch], least_of(model, batch, settings), **settings)
     assert any(layer.activation_ranks and layer.activation_ranks[0] < 1 for layer in plan.layers)
     plan.apply(model, [batch])
-    result = train(model, Batches(), [batch_of(3)], TrainConfig(epochs=1, momentum=0.9), progress=False, plan=plan)
+    result = train(model, Batches(), [batch_of(3)], TrainConfig(epochs=1, momentum=0.9, **plan.training),
+                   progress=False, plan=plan)
     assert np.isfinite(result.epochs[0]["train_loss"]) and result.planned_peak_bytes == plan.peak_bytes
     images = 12 * 3 * 32 * 32
     assert result.counted_peak_bytes - images == pytest.approx(plan.peak_bytes - plan.input_bytes, rel=0.1)
@@ -307,6 +388,13 @@ def test_a_step_that_takes_far_more_than_planned_ends_with_an_error():
     ({"target_modules": ("mpl",)}, ValueError, r"target_modules: \['mpl'\] match none"),
     ({"ranks": [4, 49]}, ValueError, r"ranks: expected whole numbers from 1 to 48 for blocks.0.mlp.fc1, got \[49\]"),
     ({"ranks": []}, ValueError, "ranks: expected"),
+    ({"saved_bits": 4}, ValueError, "saved_bits: expected one of None, 16, 8, auto, got 4"),
+    ({"gradient_bits": 8}, ValueError, "gradient_bits: expected one of 32, 16, auto, got 8"),
+    ({"state_bits": 16, "mode": "exact"}, ValueError, "state_bits: expected 32 in mode 'exact', got 16"),
+    ({"saved_bits": 8, "mode": "exact"}, ValueError, "saved_bits: expected None in mode 'exact', got 8"),
+    ({"clip_norm": 0}, ValueError, "clip_norm: expected a positive norm or None, got 0"),
+    ({"layerwise": True}, ValueError, "layerwise: expected clip_norm None, whole batches.*got clip_norm 1.0"),
+    ({"layerwise": True, "clip_norm": None, "micro_batch": 4}, ValueError, "layerwise: .* micro_batch 4"),
     ({"batches": []}, ValueError, "batches: expected at least one calibration batch"),
     ({"batches": [batch_of(4)[0]]}, ValueError, r"batches\[0\]: expected \(images, labels\)"),
     ({"batches": [(batch_of(4)[0], [0, 1, 9, 0])]}, ValueError, "targets: expected classes 0 to 4"),
@@ -335,6 +423,14 @@ def test_a_plan_survives_its_file(plan, tmp_path):
     assert record["layers"][0]["name"] == "blocks.0.attn.qkv" and record["peak_bytes"] == plan.peak_bytes
 
 
+def test_a_plan_of_the_first_format_is_read(tmp_path):
+    plan = Plan.load(Path(__file__).parent / "fixtures" / "plan-1.json")
+    assert (plan.saved_bits, plan.gradient_bits, plan.state_bits, plan.layerwise) == (None, 32, 32, False)
+    plan.apply(small_model(), [batch_of(8)])
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
 def test_table_and_figure_have_every_layer(plan, tmp_path):
     text = str(plan)
     assert all(layer.name in text for layer in plan.layers) and "peak" in text and "budget 4.0 MiB" in text
@@ -356,12 +452,14 @@ def test_planned_bytes_of_layers_are_those_of_the_layers(plan):
     (lambda r: r.update(extra=1), "the plan: unknown keys 'extra'"),
     (lambda r: r.pop("method"), "the plan: missing keys 'method'"),
     (lambda r: r.update(method="magic"), "method: expected one of 'dense'"),
-    (lambda r: r.update(format_version=2), "format_version 2 is newer than this package reads"),
+    (lambda r: r.update(format_version=3), "format_version 3 is newer than this package reads"),
     (lambda r: r.update(batch_size="16"), "batch_size: expected a whole number from 1 to 2147483647, got '16'"),
     (lambda r: r.update(batch_size=True), "batch_size"),
     (lambda r: r.update(batch_size=10**30), "batch_size"),
     (lambda r: r.update(micro_batch=17), "micro_batch: expected at most the batch of 16, got 17"),
     (lambda r: r.update(recompute=1), "recompute: expected one of False, True, got 1"),
+    (lambda r: r.update(saved_bits=4), "saved_bits: expected one of None, 8, 16, got 4"),
+    (lambda r: r.update(layerwise=True, micro_batch=4), "micro_batch: expected the batch of 16 where layers are updated one by"),
     (lambda r: r.update(start="cold"), "start: expected one of 'svd', 'whitened', 'gradient', got 'cold'"),
     (lambda r: r.update(method="wsi"), "start: expected 'svd' or 'whitened' for a method without residuals"),
     (lambda r: r.update(error=[1] * 1000), "error: expected a number from 0"),
@@ -472,6 +570,8 @@ def test_the_command_plans_and_trains_as_planned(planned, tmp_path, capfd):
     (["--targets", "all"], "--targets: the plan decides this"),
     (["--batch-size", "32"], "--batch-size: the plan was made for 16, got 32"),
     (["--optimizer", "sgd"], "--optimizer: the plan was made for adamw, got sgd"),
+    (["--layerwise"], "--layerwise: the plan was made for False, got True"),
+    (["--saved-bits", "8"], "--saved-bits: the plan decides this"),
     (["--method", "wsi"], "--method: the plan was made for wasi, got wsi"),
     (["--img-size", "24"], "plan: made for another model: img_size 16 where this one has 24"),
     (["--plan", "none.json"], "plan: expected a JSON file, got 'none.json'"),
@@ -480,6 +580,32 @@ def test_options_that_contradict_the_plan_are_refused(planned, words, message, c
     assert main(["train", "--plan", "plan.json", "--out", "run", *planned, *words]) == 2
     error = capfd.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [
+    ["--task", "lm", "--data", "text.txt", "--clip", "0"],
+    ["--task", "text-classification", "--data", "sentences", "--last-layers", "2"],
+], ids=["lm", "text-classification"])
+def test_the_command_plans_and_trains_decoders(tmp_path, monkeypatch, capfd, words):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    lines = ["".join(rng.choice(list("abcde "), rng.integers(4, 24))) + "x" for _ in range(200)]
+    Path("text.txt").write_text("\n".join(lines))
+    Path("sentences").mkdir()
+    for split, part in (("train", lines[:150]), ("dev", lines[150:])):
+        Path("sentences", f"{split}.tsv").write_text("".join(f"{line}\t{'ab'[len(line) % 2]}\n" for line in part))
+    common = ["--length", "24", "--limit", "32", "--limit-val", "8", *words]
+    plan = ["--method", "wsi", "--targets", "all", "--batch-size", "8", "--calibration", "1"]
+    assert main(["plan", "--target-error", "2", *plan, *common]) == 0  # what is planned for where bytes are plenty
+    assert main(["plan", "--budget", f"{round(0.8 * Plan.load('plan.json').peak_bytes)} B", *plan, *common]) == 0
+    capfd.readouterr()
+    clip = ["--clip", "0"] if "--clip" in words else []
+    trained = [w for w in common if w not in clip]
+    assert main(["train", "--plan", "plan.json", "--epochs", "1", "--quiet", "--out", "run", *trained]) == 0
+    line = re.search(r"after 3 steps: planned ([\d.]+) MiB, measured ([\d.]+) MiB", capfd.readouterr().out)
+    assert float(line.group(2)) == pytest.approx(float(line.group(1)), rel=0.1)
+    config = json.loads(Path("run/config.json").read_text())
+    assert {k: config[k] for k in Plan.load("plan.json").training} == Plan.load("plan.json").training
 
 
 def test_the_command_names_the_minimum(tmp_path, monkeypatch, capfd):

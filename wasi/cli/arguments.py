@@ -23,8 +23,8 @@ def add_machine_options(parser):
                         help="of the products in linear layers; bfloat16: twice as fast on processors with AVX512-BF16")
 
 
-def add_training_options(parser):
-    """Adds what describes one training run besides its method, its seed and its folder."""
+def add_data_options(parser):
+    """Adds what data and model are made from."""
     add = parser.add_argument_group("data and model").add_argument
     add("--task", choices=TASKS, default=TASKS[0])
     add("--data", help="images: a folder, tar, tar.gz or npz (default: the shipped sign-language digits); text-classification: a "
@@ -40,6 +40,11 @@ def add_training_options(parser):
                             "beside the weights, bytes without any)")
     add("--length", type=int, default=128, help="of texts: tokens a sample; longer sentences are cut")
     add("--last-layers", type=int, help="of a decoder: train the last so many blocks only (default: all)")
+
+
+def add_training_options(parser):
+    """Adds what describes one training run besides its method, its seed and its folder."""
+    add_data_options(parser)
 
     add = parser.add_argument_group("method").add_argument
     add("--targets", help="layers to factor: mlp, attn, conv, all, or tails of names, separated by commas (default: mlp, or "
@@ -58,7 +63,7 @@ def add_training_options(parser):
     add("--activation-ranks", help="compress the targets' saved inputs: batch,tokens,channels as shares or numbers, such as "
                                    "0.5,0.5,64 (the default of asi, wasi and amc)")
     add("--plan", help="JSON that `wasi plan` wrote: it decides ranks, bits, start, activation ranks, targets, batch size, "
-                       "micro-batch and optimiser")
+                       "micro-batch, optimiser, and what a step keeps")
     add("--adapt-ranks", type=int, metavar="N", help="let the ranks of wsi, wasi and qwasi follow the spectrum of their factors: "
         "every N steps a layer may shrink or grow (default: ranks stay)")
     add("--grow", type=float, default=0.99, help="with --adapt-ranks: add directions where all but the last explain less")
@@ -71,8 +76,8 @@ def add_training_options(parser):
     add("--batch-size", type=int, help="(default: 32)")
     add("--micro-batch", type=int, help="gradient accumulation: samples in flight at once; the gradient stays the batch's")
     add_policy_options(group)
-    add("--gradient-bits", type=int, choices=(16, 32), default=32, help="of the gradient's sums over micro-batches; 16: bfloat16")
-    add("--state-bits", type=int, choices=(16, 32), default=32, help="of momentum and AdamW's first moments; 16: bfloat16")
+    add("--gradient-bits", type=int, choices=(16, 32), help="of a gradient's sums over micro-batches; 16: bfloat16 (default: 32)")
+    add("--state-bits", type=int, choices=(16, 32), help="of momentum and AdamW's first moments; 16: bfloat16 (default: 32)")
     add("--layerwise", action="store_true", help="update each layer in backward, so that no full gradient exists; needs --clip 0")
 
     add = parser.add_argument_group("optimiser and schedule").add_argument
@@ -81,7 +86,7 @@ def add_training_options(parser):
     add("--lr", type=float, help="(default: 0.02 for sgd, 0.003 for adamw, 0.001 for texts with --weights)")
     add("--momentum", type=float, help="of sgd (default: 0.9)")
     add("--weight-decay", type=float, help="(default: 0 for sgd, 0.05 for adamw); never of biases, norms, tokens, positions")
-    add("--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping")
+    add("--clip", type=float, help="largest gradient norm; 0: no clipping (default: 1; 0 where a plan updates layer by layer)")
     add("--schedule", choices=SCHEDULES, default="cosine", help="of the learning rate, after the warm-up")
     add("--warmup", type=int, help="steps of linear warm-up (default: 10 with --weights, else 100)")
     add("--min-lr", type=float, default=0.0, help="where cosine and linear end")
@@ -189,36 +194,38 @@ def info(parser):
 
 
 def plan(parser):
-    """Measures on calibration images what each rank, residual and activation rank of each layer costs in accuracy, predicts
-    the memory of the whole training step, and picks the least error under --budget, or the least memory under --target-
-    error. `wasi train --plan` trains as planned and prints planned and measured peak side by side.
+    """Measures on calibration samples what each rank, residual and activation rank of each layer costs in accuracy, predicts
+    the memory of the whole training step, and picks the least error under --budget, or the least memory under
+    --target-error. `wasi train --plan` trains as planned and prints planned and measured peak side by side.
     """
     add = parser.add_argument
-    parser.set_defaults(task="image-classification")
-    add("--budget", help="memory for weights, gradients, optimiser, images, activations and scratch together, such as 64MiB")
+    add("--budget", help="memory for weights, gradients, optimiser, inputs, activations and scratch together, such as 64MiB")
     add("--target-error", type=float, help="largest relative error; alone: the least memory that reaches it")
     add("--method", choices=PLANNED, default="wasi")
-    add("--mode", choices=MODES, default="approximate", help="exact: activations are kept or recomputed, never compressed")
-    add("--data", help="image folder, tar, tar.gz or npz (default: the shipped sign-language digits)")
-    add("--weights", help="safetensors file with timm or torchvision names (default: random)")
-    add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32)")
-    add("--img-size", type=int, help="pixels a side (default: the architecture's)")
-    add("--targets", help="layers to plan: mlp, attn, conv, all, or tails of names, separated by commas (default: mlp, or "
-        "conv of residual networks)")
+    add("--mode", choices=MODES, default="approximate", help="exact: gradients are; nothing is compressed nor kept in fewer bits")
+    add("--targets", help="layers to plan: mlp, attn, all, or tails of names, separated by commas (default: mlp)")
     add("--ranks", help="ranks to choose among, separated by commas (default: a grid of explained variances and of shares)")
     add("--batch-size", type=int, help="of the training step (default: 32)")
     add("--micro-batch", type=int, help="samples in flight at once (default: chosen)")
     add("--recompute", choices=("auto", "yes", "no"), default="auto", help="run each block's forward again in backward")
-    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd with --weights, else adamw)")
+    add("--saved-bits", type=_or_auto, choices=("auto", 8, 16, 32), default="auto", help="of what blocks keep for backward")
+    add("--gradient-bits", type=_or_auto, choices=("auto", 16, 32), default="auto", help="of the gradient's sums")
+    add("--state-bits", type=_or_auto, choices=("auto", 16, 32), default="auto", help="of momentum and AdamW's first moments")
+    add("--layerwise", choices=("auto", "yes", "no"), default="auto", help="update each layer in backward; needs --clip 0")
+    add("--clip", type=float, default=1.0, help="largest gradient norm in training; 0: no clipping, no full gradient needed")
+    add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
     add("--momentum", type=float, help="of sgd (default: 0.9)")
-    add("--calibration", type=int, default=2, metavar="N", help="batches of up to 16 training images to measure on")
+    add("--calibration", type=int, default=2, metavar="N", help="batches of up to 16 training samples to measure on")
     add("--start", choices=STARTS, help="of the factors, as for wasi train")
-    add("--limit", type=int, help="as for wasi train")
-    add("--limit-val", type=int, help="as for wasi train")
+    add_data_options(parser)
     add("--seed", type=int, default=0)
     add_machine_options(parser)
     add("--out", default="plan.json", help="the plan")
     add("--plot", help="PNG of bytes and error of every layer")
+
+
+def _or_auto(text):
+    return text if text == "auto" else int(text)
 
 
 def plot_ranks(parser):

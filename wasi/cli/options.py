@@ -97,6 +97,15 @@ def make_loaders(args, train_set, val_set, model):
             Loader(val_set, min(batch_size, len(val_set)), Transform(img_size, train=False)))
 
 
+def planning_batches(args, dataset, model):
+    """The first --calibration batches of up to 16 shuffled samples; texts as wide as the longest: a plan must do for that."""
+    settings = {"batch_size": min(batch_size_of(args), 16, len(dataset)), "shuffle": True, "seed": args.seed}
+    if args.task != "image-classification":
+        return texts.longest_batches(dataset, args.calibration, settings)
+    return list(itertools.islice(Loader(dataset, transform=Transform(model.config.img_size, train=True), **settings),
+                                 args.calibration))
+
+
 def batch_size_of(args):
     return 32 if args.batch_size is None else args.batch_size
 
@@ -126,8 +135,13 @@ def follow_plan(args, plan):
         if getattr(args, name) not in (None, False):
             raise ValueError(f"--{name.replace('_', '-')}: the plan decides this; give --plan or this option, not both")
     kind, momentum = ("adamw", None) if plan.optimizer == "adamw" else ("sgd", 0.0 if plan.optimizer == "sgd" else 0.9)
-    for name, value in (("batch_size", plan.batch_size), ("micro_batch", plan.micro_batch), ("optimizer", kind)):
-        given = getattr(args, name)
+    if plan.layerwise:
+        if args.clip:
+            raise ValueError(f"--clip: the plan updates layer by layer, without the whole gradient's norm; got {args.clip}")
+        args.clip = 0.0
+    for name, value in (("batch_size", plan.batch_size), ("micro_batch", plan.micro_batch), ("optimizer", kind),
+                        ("gradient_bits", plan.gradient_bits), ("state_bits", plan.state_bits), ("layerwise", plan.layerwise)):
+        given = getattr(args, name) or None
         if given not in (None, value):
             raise ValueError(f"--{name.replace('_', '-')}: the plan was made for {value}, got {given}")
         setattr(args, name, value)
@@ -169,17 +183,23 @@ def own_options(args, method):
             "track_subspaces": args.track_subspaces if method in TRACKED else None}
 
 
-def check_options(args, methods):
-    """Raises ValueError for an option that the task or none of the methods has a use for."""
+def check_task(args):
+    """Raises ValueError for an option that the task has no use for."""
     text = args.task != "image-classification"
     for flag, value, used in (("--tokenizer", args.tokenizer, text), ("--last-layers", args.last_layers, text),
-                              ("--img-size", args.img_size, not text), ("--plan", args.plan, not text),
-                              ("--mixup", args.mixup or None, not text), ("--cutmix", args.cutmix or None, not text),
-                              ("--randaugment", args.randaugment, not text)):
+                              ("--img-size", args.img_size, not text)):
         if value is not None and not used:
             raise ValueError(f"{flag}: not an option of --task {args.task}")
     if args.length < 1:
         raise ValueError(f"--length: expected at least 1 token, got {args.length}")
+
+
+def check_options(args, methods):
+    """Raises ValueError for an option that the task or none of the methods has a use for."""
+    check_task(args)
+    for flag, value in (("--mixup", args.mixup or None), ("--cutmix", args.cutmix or None), ("--randaugment", args.randaugment)):
+        if value is not None and args.task != "image-classification":
+            raise ValueError(f"{flag}: not an option of --task {args.task}")
     for flag, value, users in (("--adapt-ranks", args.adapt_ranks, WSI), ("--track-subspaces", args.track_subspaces, TRACKED)):
         if value is not None and value < 0:
             raise ValueError(f"{flag}: expected a positive number of steps, got {value}")
@@ -250,13 +270,13 @@ def train_config(args, method, train_set):
         optimizer=optimizer,
         momentum=momentum,
         weight_decay={"sgd": 0.0, "adamw": 0.05}[optimizer] if args.weight_decay is None else args.weight_decay,
-        clip_norm=args.clip or None,
+        clip_norm=1.0 if args.clip is None else args.clip or None,
         schedule=args.schedule,
         n_warmup=(10 if args.weights else 100) if args.warmup is None else args.warmup,
         label_smoothing=(0.0 if args.weights or text else 0.1) if args.label_smoothing is None else args.label_smoothing,
         micro_batch=args.micro_batch,
-        gradient_bits=args.gradient_bits,
-        state_bits=args.state_bits,
+        gradient_bits=args.gradient_bits or 32,
+        state_bits=args.state_bits or 32,
         layerwise=args.layerwise,
         adapt_ranks=adaptation,
         track_subspaces=args.track_subspaces if method in TRACKED else 0,

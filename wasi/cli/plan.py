@@ -1,32 +1,31 @@
 """`wasi plan`: ranks and policies for a memory budget, as JSON, table and figure."""
 
-import itertools
 import time
 from pathlib import Path
 
 import wasi
 from wasi.cli import options
-from wasi.training.data import Loader, Transform
 
 
 def run(args):
     options.set_machine(args)
+    options.check_task(args)
     if args.calibration < 1:
         raise ValueError(f"--calibration: expected at least 1 batch, got {args.calibration}")
     if not Path(args.out).resolve().parent.is_dir():
         raise ValueError(f"--out: expected a file in a folder that exists, got {args.out!r}")
     train_set, _ = options.open_data(args)
     model = options.make_model(args, train_set.classes)
-    batch_size = options.batch_size_of(args)
-    loader = Loader(train_set, min(batch_size, 16, len(train_set)), Transform(model.config.img_size, train=True), shuffle=True,
-                    seed=args.seed)
-    batches = list(itertools.islice(loader, args.calibration))
-    kind, momentum = options.optimizer_of(args)
+    batches = options.planning_batches(args, train_set, model)
+    kind, momentum = options.optimizer_of(args, args.task != "image-classification")
+    chosen = {"auto": "auto", "yes": True, "no": False}
     started = time.perf_counter()
     plan = wasi.plan(
-        model, batches, args.budget, args.target_error, method=args.method, mode=args.mode, batch_size=batch_size,
-        micro_batch="auto" if args.micro_batch is None else args.micro_batch,
-        recompute={"auto": "auto", "yes": True, "no": False}[args.recompute], optimizer=kind, momentum=momentum,
+        model, batches, args.budget, args.target_error, method=args.method, mode=args.mode,
+        batch_size=options.batch_size_of(args), micro_batch="auto" if args.micro_batch is None else args.micro_batch,
+        recompute=chosen[args.recompute], saved_bits=None if args.saved_bits == 32 else args.saved_bits,
+        gradient_bits=args.gradient_bits, state_bits=args.state_bits, layerwise=chosen[args.layerwise],
+        optimizer=kind, momentum=momentum, clip_norm=args.clip or None,
         target_modules=options.targets_of(args), ranks=_ranks(args.ranks), start=args.start)
     plan.save(args.out)
     if args.plot:

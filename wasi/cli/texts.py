@@ -1,9 +1,12 @@
 """What the text tasks of `wasi train` are made from: tokenizer, data, decoder, loaders."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
+
 import wasi
-from wasi.models.llama import LLAMA_CONFIGS
+from wasi.models.llama import LLAMA_CONFIGS, PADDING
 from wasi.models.tokenizer import ByteTokenizer, load_tokenizer
 from wasi.training.text import TokenLoader, open_sentences, open_windows
 
@@ -44,6 +47,16 @@ def make_decoder(args, classes):
     if args.last_layers is not None:
         model.train_last(args.last_layers)
     return model
+
+
+def longest_batches(dataset, n, settings):
+    """The first n batches of a TokenLoader of these settings, each as wide as one with the longest text would be."""
+    longest, batches = max(map(len, dataset.tokens)), []
+    for tokens, targets in itertools.islice(TokenLoader(dataset, **settings), n):
+        wide = np.full((len(tokens), longest if dataset.labels is not None else tokens.shape[1]), PADDING, np.int64)
+        wide[:, : tokens.shape[1]] = tokens
+        batches.append((wide, targets))
+    return batches
 
 
 def make_token_loaders(args, batch_size, train_set, val_set):

@@ -48,9 +48,20 @@ class Parameter:
             ops.bf16_add_(self.packed, self.grad)
         self.grad = None
 
+    def make_gradient(self, bits=32):
+        """Makes the array that lasts from step to step, of zeros: `grad`, or for a matrix of which 16 bits are kept `packed`."""
+        if bits == 16 and self.data.ndim == 2:
+            self.packed = np.zeros(self.data.shape, np.uint16)
+        else:
+            self.grad_buffer()
+
     def full_gradient(self):
         """The gradient in float32: `grad` itself, or a copy of what was packed."""
-        return self.grad if self.packed is None else ops.bf16_expand(self.packed)
+        if self.packed is None:
+            return self.grad
+        if self.grad is not None:
+            self.pack_gradient()
+        return ops.bf16_expand(self.packed)
 
     def clear_gradient(self):
         """Sets the gradient to zero; buffers stay, packed or not."""

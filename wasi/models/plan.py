@@ -16,7 +16,7 @@ from wasi.linalg.wsi import RULES
 from wasi.models.factorize import factorize, find_targets
 from wasi.names import MODES, PLANNED, STARTS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LARGEST_FILE = 8 * 2**20  # bytes: some ten thousand layers
 
 
@@ -66,6 +66,10 @@ class Plan:
     batch_size: int
     micro_batch: int  # samples in flight at once
     recompute: bool  # whether each block's forward is run again in backward
+    saved_bits: int | None  # 16 or 8: blocks keep what they keep for backward in so many bits; None: exact
+    gradient_bits: int  # 32, or 16: matrices' gradients are summed over micro-batches in bfloat16
+    state_bits: int  # 32, or 16: matrices' momentum is kept in bfloat16
+    layerwise: bool  # whether each layer is updated in backward, so that no full gradient exists, nor a norm to clip by
     start: str  # of the factors: "svd", "whitened" or "gradient" (then that of layers without a residual is "whitened")
     calibration: int  # batches that the start was measured with, and is to be made with; 0: it needs none
     budget_bytes: int | None
@@ -74,7 +78,7 @@ class Plan:
     weight_bytes: int  # of the whole model
     gradient_bytes: int
     optimizer_bytes: int
-    input_bytes: int  # images: the batch in work and those made ahead
+    input_bytes: int  # images or tokens: the batch in work and those made ahead
     saved_bytes: int  # kept from forward to backward, all layers together
     scratch_bytes: int  # what the step holds beyond that at its highest
     forward_flops: int
@@ -92,6 +96,12 @@ class Plan:
         """The most that arrays take at once during training."""
         return (self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.input_bytes + self.saved_bytes
                 + self.scratch_bytes)
+
+    @property
+    def training(self):
+        """What `TrainConfig` is to be told, as keywords."""
+        return {"micro_batch": None if self.micro_batch == self.batch_size else self.micro_batch,
+                "gradient_bits": self.gradient_bits, "state_bits": self.state_bits, "layerwise": self.layerwise}
 
     def record(self):
         """What `save` writes, for `of_record` to read."""
@@ -172,12 +182,16 @@ class Plan:
                 factorize(model, rank_pattern=ranks, target_modules=tuple(ranks), verbose=False, residual_bits=bits or None,
                           whiten=calibration if start == "whitened" else None,
                           gradients=calibration if start == "gradient" else None)
-        apply_policies(model, self.layers, self.recompute)
+        apply_policies(model, self.layers, self.recompute, self.saved_bits)
         return model
 
     def __str__(self):
         head = (f"{self.method}, {self.mode}: batch {self.batch_size} in micro-batches of {self.micro_batch}, {self.optimizer}"
-                + (", blocks recomputed" if self.recompute else ""))
+                + (", blocks recomputed" if self.recompute else "")
+                + (f", {self.saved_bits} bits kept" if self.saved_bits else "")
+                + (", layer by layer" if self.layerwise else "")
+                + (", gradients in 16 bits" if self.gradient_bits == 16 else "")
+                + (", momentum in 16 bits" if self.state_bits == 16 else ""))
         lines = [head, f"{'layer':<24}{'shape':>12}{'rank':>6}{'bits':>5}{'activations':>15}{'weights':>10}{'grad+opt':>10}"
                        f"{'saved':>10}{'GFLOP':>8}{'error':>8}"]
         for r in self.layers:
@@ -187,7 +201,7 @@ class Plan:
                          f"{_kib(r.weight_bytes):>10}{_kib(r.gradient_bytes + r.optimizer_bytes):>10}{_kib(r.saved_bytes):>10}"
                          f"{r.flops / 1e9:>8.2f}{r.error:>8.3f}")
         parts = {"weights": self.weight_bytes, "gradients": self.gradient_bytes, "optimiser": self.optimizer_bytes,
-                 "images": self.input_bytes, "saved": self.saved_bytes, "scratch": self.scratch_bytes}
+                 "inputs": self.input_bytes, "saved": self.saved_bytes, "scratch": self.scratch_bytes}
         lines.append("peak " + format_bytes(self.peak_bytes) + ": "
                      + ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items()))
         limit = [f"budget {format_bytes(self.budget_bytes)}"] if self.budget_bytes is not None else []
@@ -218,7 +232,7 @@ class Plan:
         figure.savefig(path, dpi=120)
 
 
-def apply_policies(model, layers, recompute):
+def apply_policies(model, layers, recompute, saved_bits):
     """Sets what layers and blocks keep for backward, as LayerPlans say."""
     chosen = {layer.name: layer for layer in layers}
     for name, layer in chosen.items():
@@ -227,12 +241,13 @@ def apply_policies(model, layers, recompute):
     names = {id(module): name for name, module in model.named_modules()}
     for block in model.blocks:
         second = chosen.get(f"{names[id(block)]}.mlp.fc2")
-        block.policy = ActivationPolicy(recompute=recompute, gelu_bits=second and second.gelu_bits)
+        block.policy = ActivationPolicy(recompute=recompute, gelu_bits=second and second.gelu_bits, saved_bits=saved_bits)
 
 
 def model_record(model):
-    """The configuration of a model, as JSON gives it back."""
-    return {"class": type(model).__name__, **json.loads(json.dumps(asdict(model.config)))}
+    """The configuration of a dense model and how many numbers of it are frozen, as JSON gives it back."""
+    frozen = sum(p.data.size for _, p in model.named_parameters() if not p.trainable)
+    return {"class": type(model).__name__, "n_frozen": frozen, **json.loads(json.dumps(asdict(model.config)))}
 
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -341,6 +356,10 @@ _PLAN_RULES = {
     "batch_size": _SIZE,
     "micro_batch": _SIZE,
     "recompute": _one_of(False, True),
+    "saved_bits": _one_of(None, 8, 16),
+    "gradient_bits": _one_of(16, 32),
+    "state_bits": _one_of(16, 32),
+    "layerwise": _one_of(False, True),
     "start": _one_of(*STARTS),
     "calibration": _whole(0, 2**20),
     "budget_bytes": _or_none(_BYTES),
@@ -376,6 +395,11 @@ def _read_plan(record):
     version = record.get("format_version") if isinstance(record, dict) else None
     if _whole(FORMAT_VERSION + 1, 2**31)[0](version):
         raise PlanError(f"plan: format_version {version} is newer than this package reads ({FORMAT_VERSION})")
+    if version == 1:  # which knew none of these
+        record = {"saved_bits": None, "gradient_bits": 32, "state_bits": 32, "layerwise": False, **record,
+                  "format_version": FORMAT_VERSION}
+        if isinstance(record.get("model"), dict):
+            record["model"] = {"n_frozen": 0, **record["model"]}
     _check_record(record, _PLAN_RULES, "the plan")
     layers = []
     for i, item in enumerate(record["layers"]):
@@ -390,6 +414,9 @@ def _read_plan(record):
         layers.append(LayerPlan(**{**item, "activation_ranks": ranks and tuple(ranks)}))
     if record["micro_batch"] > record["batch_size"]:
         raise PlanError(f"plan: micro_batch: expected at most the batch of {record['batch_size']}, got {record['micro_batch']}")
+    if record["layerwise"] and record["micro_batch"] < record["batch_size"]:
+        raise PlanError(f"plan: micro_batch: expected the batch of {record['batch_size']} where layers are updated one by one, "
+                        f"got {record['micro_batch']}")
     fields = {k: v for k, v in record.items() if k not in ("format_version", "peak_bytes")}
     plan = Plan(**{**fields, "layers": tuple(layers)})
     if plan.peak_bytes != record["peak_bytes"]:

@@ -13,15 +13,17 @@ weight. A choice makes of them Y~, dX~ and G~, and its squared error is the mean
 * Activation ranks: G~ = D' x~ with x~ the truncated HOSVD of the input, nested in the channels' rank; |G - G~|^2 is summed over
   batches. Errors of both kinds add up as squares.
 * Few bits of GELU's derivative: a relative error of dX known from the code's levels.
+* Few bits of all that blocks keep: |G - G~|^2 of one batch's gradients, with such blocks and with exact ones.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from wasi import linalg, ops
 from wasi.layers import ActivationPolicy, Linear
-from wasi.models.factorize import gradient_scale
+from wasi.models.factorize import gradient_scale, weight_gradients
 
 SAMPLE_ROWS = 512  # rows of inputs and gradients that are kept of each layer
 RESIDUAL_ROWS = 128  # rows of these that quantisation errors are measured on
@@ -169,12 +171,10 @@ def measure_errors(model, names, batches, ranks, starts, compressed=()):
     recorders = {name: _Recorder(model.get_module(name), -(-SAMPLE_ROWS // len(batches)), "whitened" in starts.values(),
                                  "gradient" in starts.values(), name in compressed)
                  for name in names}
-    policies = [block.policy for block in model.blocks]
     try:
-        model.set_policy(ActivationPolicy())
         for p, _ in parameters:
             p.trainable = False
-        with model.replaced(recorders):
+        with model.replaced(recorders), _policy(model, ActivationPolicy()):
             for images, labels in batches:
                 loss, dlogits, _ = model.loss(model.forward(images, train=True), labels)
                 if not np.isfinite(loss):
@@ -183,8 +183,6 @@ def measure_errors(model, names, batches, ranks, starts, compressed=()):
     finally:
         for p, trainable in parameters:
             p.trainable = trainable
-        for block, policy in zip(model.blocks, policies):
-            block.policy = policy
     found = {}
     for name in names:
         r = recorders.pop(name)
@@ -198,4 +196,29 @@ def measure_errors(model, names, batches, ranks, starts, compressed=()):
             G = r.gradient - r.first_half if start == "gradient" else r.gradient
             layer.weights.update(weight_errors(r.weight.data, G, X, D, start, lambda s, n=name: ranks(n, s), bits, source))
         layer.activations = {k: _ratio(e, r.gradient_norm2) / 3 for k, e in r.activation_errors.items()}
+    return found
+
+
+@contextlib.contextmanager
+def _policy(model, policy):
+    """A context within which all blocks have this policy."""
+    before = [block.policy for block in model.blocks]
+    model.set_policy(policy)
+    try:
+        yield
+    finally:
+        for block, own in zip(model.blocks, before):
+            block.policy = own
+
+
+def kept_errors(model, names, batch, bits):
+    """{bits: {name: err^2}} of dense linears where blocks keep what they keep in so many bits (of 16, 8)."""
+    def gradients(saved_bits):
+        with _policy(model, ActivationPolicy(saved_bits=saved_bits)):
+            return weight_gradients(model, names, [batch])
+
+    exact, found = gradients(None) if bits else {}, {}
+    for b in sorted(bits):
+        near = gradients(b)
+        found[b] = {name: _ratio(ops.sum_of_squares(near[name] - G), ops.sum_of_squares(G)) / 3 for name, G in exact.items()}
     return found

@@ -1,11 +1,13 @@
 """What a training step really takes, measured with the very layers of a plan at a few samples.
 
-A step's memory is affine in the samples in flight: the arrays of each of its moments are. So two small runs under an arena
-give it for any batch, whatever the layers do inside. Only the scratch of compressing activations is not, since the cheapest
-order of its products depends on sizes: there the last word is a run of full size, once it is known about to fit. Weights,
-gradients and optimiser state lie outside the arena.
+A step's memory is affine in the samples in flight at each of its moments. So two small runs under an arena, with the peaks of
+forward and of each part's backward told apart, give it for any batch, whatever the layers do inside. Only the scratch of
+compressing activations is not, since the cheapest order of its products depends on sizes: there the last word is a run of full
+size, once it is known about to fit. Weights, optimiser state and gradients that last lie outside the arena; gradients that come
+and go in backward lie in it.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from wasi import linalg, ops
 from wasi.layers import FactoredLinear
 from wasi.layers.flops import Flops
 from wasi.models.plan import apply_policies
+from wasi.planning.cost import FLOAT
 
 
 class StepBytes(NamedTuple):
@@ -36,91 +39,126 @@ class Probe:
         self._sites = sites
         self._rule = rule
         self._rng = np.random.default_rng(0)
-        self._known = {}
+        self._known, self._steps = {}, {}
 
-    def step(self, choices, recompute, n_samples, limit=np.inf):
-        """StepBytes of `n_samples` in flight. Compressed inputs: exact where the extrapolated peak is at most `limit` bytes."""
-        compressed = any(c.activation_ranks is not None for c in choices.values())
+    def step(self, choices, way, limit=np.inf):
+        """StepBytes of the Way's micro-batch. Compressed inputs: exact where the extrapolated peak is at most `limit` bytes."""
+        compressed, n_samples = _compressed(choices), way.micro_batch
         if n_samples <= 8:
-            return self._runs(choices, recompute, [n_samples])[0]
-        small = -(-n_samples // 4) if compressed else 4
-        more = n_samples - 2 * small
-        runs = self._runs(choices, recompute, [small, 2 * small])
-        found = StepBytes(*(b + -(-(b - a) * more // small) for a, b in zip(*runs)))
-        if compressed and found.peak <= limit:
-            return self._runs(choices, recompute, [n_samples])[0]
-        return found
+            (found,), update = self._runs(choices, way, [n_samples])
+        else:
+            small = -(-n_samples // 4) if compressed else 4
+            more = n_samples - 2 * small
+            (a, b), update = self._runs(choices, way, [small, 2 * small])
+            found = [of_b + -(-(of_b - of_a) * more // small) for of_a, of_b in zip(a, b)]
+            if compressed and max(found) <= limit:
+                (found,), update = self._runs(choices, way, [n_samples])
+        return StepBytes(found[0], max(*found, update))
 
-    def _runs(self, choices, recompute, sizes):
-        """StepBytes of runs of these sizes, each made once."""
-        key = (tuple(choices.values()), recompute)
-        missing = [size for size in sizes if (*key, size) not in self._known]
+    def _runs(self, choices, way, sizes):
+        """What `_run` gives for these sizes, each run once, and the bytes of the update that follows."""
+        key = (tuple(choices.values()), replace(way, micro_batch=0))
+        missing = [size for size in ("update", *sizes) if (*key, size) not in self._known]
         if missing:
-            with _Dressed(self._model, self._sites, choices, recompute, self._rng):
-                update = self._update_bytes()
+            with _Dressed(self._model, self._sites, choices, way, self._rng):
                 for size in missing:
-                    saved, peak = self._run(size)
-                    self._known[*key, size] = StepBytes(saved, max(peak, update))
-        return [self._known[*key, size] for size in sizes]
+                    self._known[*key, size] = (self._update_bytes(self._model, way) if size == "update" else
+                                               self._run(size, way, n_steps=2 if _compressed(choices) else 1))
+        return [self._known[*key, size] for size in sizes], self._known[*key, "update"]
 
-    def flops(self, choices, recompute, batch_size, micro_batch):
+    def flops(self, choices, way, batch_size):
         """The Flops of a step of the whole model, and {name: Flops} of the planned layers."""
-        n, rest = divmod(batch_size, micro_batch)
-        sizes = [micro_batch] * n + [rest] * (rest > 0)
-        with _Dressed(self._model, self._sites, choices, recompute, self._rng):
-            whole = self._model.training_flops(batch_size, self._rule, micro_batch)
+        n, rest = divmod(batch_size, way.micro_batch)
+        sizes = [way.micro_batch] * n + [rest] * (rest > 0)
+        with _Dressed(self._model, self._sites, choices, way, self._rng):
+            whole = self._model.training_flops(batch_size, self._rule, way.micro_batch)
             layers = {}
             for name, site in self._sites.items():
-                again = recompute and site.follows_gelu
+                again = way.recompute and site.follows_gelu
                 parts = [self._model.get_module(name).flops((size, *site.tokens, site.in_features), self._rule, prepared=again)
                          for size in sizes]
                 layers[name] = Flops(sum(p.forward for p in parts), sum(p.backward for p in parts), parts[0].update)
         return whole, layers
 
-    def _run(self, size):
-        """The second of two steps, when warm starts are there."""
+    def _run(self, size, way, n_steps):
+        """Bytes held between forward and backward, and the peaks of the step's parts, in the last of so many steps.
+
+        In the second step warm starts are there.
+        """
         index = np.arange(size) % len(self._images)
         images, labels = self._images[index], self._labels[index]
         arena = wasi.Arena()
-        for _ in range(2):
+        for _ in range(n_steps):
+            peaks = []
+
+            def end_of_part():
+                peaks.append(arena.stats()["peak_bytes"])  # noqa: B023 (called within the turn)
+                arena.reset_stats()
+
+            def after(part):
+                end_of_part()  # noqa: B023
+                self._after_backward(part, way)
+                end_of_part()  # noqa: B023
+
             with arena:
                 arena.reset_stats()
                 logits = self._model.forward(images, train=True)
                 saved = arena.stats()["current_bytes"] - logits.nbytes
                 _, dlogits, _ = self._model.loss(logits, labels)
                 del logits
-                self._model.backward(dlogits)
-                peak = arena.stats()["peak_bytes"]
+                end_of_part()
+                self._model.backward(dlogits, after)
+                end_of_part()
                 del dlogits
-        return StepBytes(saved, peak)
+        return [saved, *peaks]
 
-    def _update_bytes(self):
-        """The optimiser's scratch: a triangle for each factored layer, and the largest step of one."""
-        factored = [m for _, m in self._model.named_modules() if isinstance(m, FactoredLinear)]
-        if not factored:
-            return 0
-        arena = wasi.Arena()
-        triangles = 8 * sum(m.rank**2 for m in factored)
-        most = 0
+    def _after_backward(self, part, way):
+        """Does with a part's gradients what the optimiser does."""
+        if way.layerwise:
+            np.empty(self._update_bytes(part, way), np.uint8)
+        for _, p in part.named_parameters():
+            if way.layerwise:
+                p.grad = None
+            elif p.packed is not None:
+                p.pack_gradient()
+
+    def _update_bytes(self, part, way):
+        """The optimiser's scratch: a triangle for each factored layer, and the largest update of one, widened to float32."""
+        factored = [m for _, m in part.named_modules() if isinstance(m, FactoredLinear)]
+        of_factors = {id(p) for m in factored for p in (m.L, m.R)}
+        matrices = [p.data.size for _, p in part.named_parameters()
+                    if p.trainable and p.data.ndim == 2 and id(p) not in of_factors]
+        widened = FLOAT * ((way.gradient_bits == 16) + (way.state_bits == 16 and self._rule != "sgd"))
         largest = {}
         for m in sorted(factored, key=lambda m: m.rank):
-            largest[m.out_features, m.in_features] = m
-        for (O, I), m in largest.items():
-            L, R = linalg.orthonormalize(m.L.data), m.R.data.copy()
-            state = linalg.WsiState(O, I, m.rank, self._rule)
+            largest[m.out_features, m.in_features] = m.rank
+        updates = [widened * size for size in matrices]
+        updates += [widened * K * (O + I) + self._wsi_step_bytes(O, I, K) for (O, I), K in largest.items()]
+        return 8 * sum(m.rank**2 for m in factored) + max(updates, default=0)
+
+    def _wsi_step_bytes(self, O, I, K):
+        """What a step of factors of these sizes takes beside them."""
+        if (O, I, K) not in self._steps:
+            L = linalg.orthonormalize(self._rng.standard_normal((O, K), np.float32))
+            R = self._rng.standard_normal((K, I), np.float32)
+            state = linalg.WsiState(O, I, K, self._rule)
             dL, dR = np.zeros_like(L), np.zeros_like(R)
+            arena = wasi.Arena()
             with arena:
-                arena.reset_stats()
                 linalg.wsi_step(L, R, dL, dR, 0.0, state=state)
-                most = max(most, arena.stats()["peak_bytes"])
-        return triangles + most
+            self._steps[O, I, K] = arena.stats()["peak_bytes"]
+        return self._steps[O, I, K]
+
+
+def _compressed(choices):
+    return any(c.activation_ranks is not None for c in choices.values())
 
 
 class _Dressed:
     """The model with layers of the chosen ranks in place, of random numbers, and gradients allocated; undone at the end."""
 
-    def __init__(self, model, sites, choices, recompute, rng):
-        self._model, self._sites, self._choices, self._recompute, self._rng = model, sites, choices, recompute, rng
+    def __init__(self, model, sites, choices, way, rng):
+        self._model, self._sites, self._choices, self._way, self._rng = model, sites, choices, way, rng
 
     def __enter__(self):
         self._remember()
@@ -136,7 +174,7 @@ class _Dressed:
         self._layers = {name: model.get_module(name) for name in self._choices}
         self._policies = [block.policy for block in model.blocks]
         self._compressions = {name: layer.compression for name, layer in self._layers.items()}
-        self._gradients = [(p, p.grad) for _, p in model.named_parameters()]
+        self._gradients = [(p, p.grad, p.packed) for _, p in model.named_parameters()]
 
     def _dress(self):
         model, residuals = self._model, {}
@@ -151,10 +189,11 @@ class _Dressed:
                 model.set_module(name, FactoredLinear(L, R, old.bias and old.bias.data,
                                                       residuals.get((O, I, choice.bits))))
         apply_policies(model, [_Named(name, c.activation_ranks, c.gelu_bits) for name, c in self._choices.items()],
-                       self._recompute)
+                       self._way.recompute, self._way.saved_bits)
         for _, p in model.named_parameters():
-            p.grad = None
-            p.grad_buffer()
+            p.grad = p.packed = None
+            if p.trainable and not self._way.layerwise:
+                p.make_gradient(self._way.gradient_bits)
 
     def __exit__(self, *error):
         for name, layer in self._layers.items():
@@ -162,8 +201,8 @@ class _Dressed:
             self._model.set_module(name, layer)
         for block, policy in zip(self._model.blocks, self._policies):
             block.policy = policy
-        for p, grad in self._gradients:
-            p.grad = grad
+        for p, grad, packed in self._gradients:
+            p.grad, p.packed = grad, packed
         for _, module in self._model.named_modules():
             module._saved = None
 

@@ -20,6 +20,7 @@ from wasi.layers import ActivationCompression, ActivationPolicy
 from wasi.layers.linear import LinearBase
 from wasi.layers.published import DenseWeightLinear, SvdLinear, WsiDenseLinear
 from wasi.models.factory import empty_model, open_model, restore_model
+from wasi.models.plan import Plan
 from wasi.models.weights import PARTIAL, WeightsError, check_arrays, model_tensors, write_tensors
 from wasi.training.config import TrainConfig
 from wasi.training.runlog import environment
@@ -186,6 +187,8 @@ class Checkpoint:
                 self.state["parts"] |= {f"callback.{name}": {"n_bytes": n} for name, n in self.state["logs"].items()}
             if not isinstance(self.state["environment"], dict):
                 raise CheckpointError("environment: expected an object")
+            if self.state.get("plan"):  # an older one, as this package writes it
+                self.state["plan"] = json.loads(json.dumps(Plan.of_record(self.state["plan"]).record()))
             self.progress = Progress(**self.state["progress"])
             for name in ("step", "epoch", "done", "n", "saved_bytes", "counted_peak_bytes", "step_peak_bytes", "peak_rss_bytes"):
                 value = getattr(self.progress, name)

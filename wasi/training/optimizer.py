@@ -69,8 +69,8 @@ class Optimizer:
 
     def _make_buffer(self, p):
         """Allocates a gradient that lives from step to step before the steps do, so that they find room in one piece."""
-        if not self.layerwise and not (self.gradient_bits == 16 and p.data.ndim == 2):
-            p.grad_buffer()
+        if not self.layerwise:
+            p.make_gradient(self.gradient_bits)
 
     def _pack_state(self, state):
         if self.state_bits == 16:
@@ -106,6 +106,9 @@ class Optimizer:
         """
         norm = math.sqrt(self._norm2 + self._update(self._plain, self.factored, lr))
         self._norm2 = 0.0
+        if self.layerwise:  # the gradients of what belongs to no part
+            for p, _ in self._plain.values():
+                p.grad = None
         self.n_steps += 1
         for name, module in self._modules:
             _with_name(name, module.after_step)
