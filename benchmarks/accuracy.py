@@ -147,9 +147,13 @@ def make_loader(args, images, seed, train):
                   n_workers=0, cache_bytes=2**29)
 
 
+def folder_of(args, name, lr, seed):
+    return Path(args.out) / f"{name.replace(', ', '-').replace(' ', '-')}_lr-{lr:g}_seed-{seed}"
+
+
 def run(args, name, row, lr, seed, sets):
-    """Trains one run unless its folder holds it, and tests it unless that was done on these images; returns its results."""
-    path = Path(args.out) / f"{name.replace(', ', '-').replace(' ', '-')}_lr-{lr:g}_seed-{seed}"
+    """Trains one run unless its folder holds it; returns its results."""
+    path = folder_of(args, name, lr, seed)
     of_row = {k: v for k, v in asdict(row).items() if k not in ("lrs", "most_seeds")}
     settings = {"name": name, "lr": lr, "seed": seed, "row": of_row, "images": len(sets["train"]), "epochs": args.epochs,
                 "img_size": args.img_size, "model": args.model, "batch_size": args.batch_size}
@@ -223,6 +227,7 @@ def main(words=None):
     add("--limit-test", type=int, default=4000)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--rows", nargs="+", help="beside dense training, only the rows that start with one of these words")
+    add("--finished", action="store_true", help="train nothing: the table of the runs that are there")
     add("--threads", type=int, default=1)
     add("--results", default=RESULTS, help="folder of the table")
     args = parser.parse_args(words)
@@ -244,6 +249,10 @@ def main(words=None):
             if len(results[name]) == row.most_seeds:
                 continue
             lrs = [results[name][0]["lr"]] if results[name] else row.lrs
+            if args.finished:
+                lrs = [lr for lr in lrs if (folder_of(args, name, lr, seed) / "trained.json").exists()]
+                if not lrs:
+                    continue
             tried = [run(args, name, row, lr, seed, sets) for lr in lrs]
             best = tried[0] if len(tried) == 1 else min(tried, key=lambda r: tested(args, r, "val", sets)["loss"])
             results[name].append({**best, "test": tested(args, best, "test", sets)})
