@@ -44,15 +44,17 @@ if TYPE_CHECKING:
     from wasi.models.plan import Plan
     from wasi.ops import get_matmul_precision, set_matmul_precision
     from wasi.planning import plan
+    from wasi.training.classifier import WasiClassifier
 
 __version__ = "0.1.0"
-__all__ = ["Arena", "Plan", "create_model", "export", "factorize", "generate", "get_matmul_precision", "get_num_threads",
-           "linalg", "list_models", "load_llama", "load_model", "load_tokenizer", "load_weights", "merge", "ops",
-           "optimize_for_inference", "plan", "save_model", "set_matmul_precision", "set_num_threads"]
+__all__ = ["Arena", "Plan", "WasiClassifier", "create_model", "export", "factorize", "generate", "get_matmul_precision",
+           "get_num_threads", "linalg", "list_models", "load_llama", "load_model", "load_tokenizer", "load_weights", "merge",
+           "ops", "optimize_for_inference", "plan", "save_model", "set_matmul_precision", "set_num_threads"]
 
 # Where the public names are. Each is imported when it is first asked for, so that `wasi --help` is quick.
 _HOMES = {"Arena": "_core", "get_num_threads": "_core", "set_num_threads": "_core", "get_matmul_precision": "ops",
-          "set_matmul_precision": "ops", "Plan": "models.plan", "plan": "planning"}
+          "set_matmul_precision": "ops", "Plan": "models.plan", "plan": "planning",
+          "WasiClassifier": "training.classifier"}
 _MODULES = ("_core", "layers", "linalg", "models", "ops", "planning")
 
 

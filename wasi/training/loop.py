@@ -277,7 +277,7 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
             model.drop_saved()
             if saving:
                 save()
-    if now.stopped:
+    if now.stopped and progress:
         tqdm.write(f"stopped after epoch {now.epoch - 1}: {now.stopped}")
     counted = {**count_bytes(model, optimizer, run.average), "saved_bytes": now.saved_bytes}
     ranks = {name: layer.rank for name, (layer, _) in optimizer.factored.items()}
