@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import harness
+import torch_resnet
 from torch_models import create_model
 
 MICRO_BATCH = 8
@@ -69,6 +70,20 @@ def orth(A):
 def mode_product(A, U, mode):
     """A x_mode U': the mode'th dimension of A, contracted with the rows of U, becomes U's columns."""
     return torch.movedim(torch.tensordot(A, U, ([mode], [0])), -1, mode)
+
+
+class LoraConv(nn.Module):
+    """The same for a convolution: A is one into `rank` channels, B a linear map of each pixel."""
+
+    def __init__(self, conv, rank):
+        super().__init__()
+        self.conv = conv
+        self.A = nn.Conv2d(conv.in_channels, rank, conv.kernel_size, conv.stride, conv.padding, bias=False)
+        self.B = nn.Conv2d(rank, conv.out_channels, 1, bias=False)
+        nn.init.zeros_(self.B.weight)
+
+    def forward(self, x):
+        return self.conv(x) + self.B(self.A(x))
 
 
 class WasiFunction(torch.autograd.Function):
@@ -156,6 +171,18 @@ def build(model_name, img_size, variant, num_classes=10):
     """The model of a variant, the same random numbers each time."""
     torch.manual_seed(0)
     model = create_model(model_name, img_size, num_classes)
+    if model_name.startswith("resnet"):
+        if variant not in ("plain", "micro8", "lora8", "bf16", "inference"):
+            raise ValueError(f"variant: {variant} is for transformers, not for {model_name}")
+        if variant == "lora8":
+            model.requires_grad_(False)
+            model.fc.requires_grad_(True)
+            for block in (m for m in model.modules() if isinstance(m, torch_resnet.BasicBlock)):
+                for name in ("conv1", "conv2"):
+                    setattr(block, name, LoraConv(getattr(block, name), LORA_RANK))
+                if block.downsample is not None:
+                    block.downsample[0] = LoraConv(block.downsample[0], LORA_RANK)
+        return model
     if variant == "checkpoint":
         for stage in stages(model):
             stage.blocks = nn.ModuleList(Checkpointed(block) for block in stage.blocks)
@@ -183,6 +210,9 @@ def torch_step(model_name, img_size, batch, variant):
     model = build(model_name, img_size, variant)
     S = model_size(model_name, img_size)
     images, labels = torch.randn(batch, 3, S, S), torch.randint(10, (batch,))
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d) and variant == "lora8":
+            norm.eval()  # frozen, as wasi's
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.01)
     micro = MICRO_BATCH if variant == "micro8" else batch
@@ -217,7 +247,9 @@ def torch_inference(model_name, batch, img_size=None):
 
 
 def model_size(model_name, img_size):
-    return int(model_name.rsplit("_", 1)[1]) if img_size is None else img_size
+    if img_size is not None:
+        return img_size
+    return 224 if model_name.startswith("resnet") else int(model_name.rsplit("_", 1)[1])
 
 
 VARIANTS = ("plain", "checkpoint", "micro8", "lora8", "bf16", "published", "published-all", "inference")

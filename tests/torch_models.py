@@ -10,6 +10,7 @@ import re
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torch_resnet
 from safetensors.torch import load_file
 from torch import nn
 from torch_swin import Mlp, create_swin
@@ -77,13 +78,16 @@ class ViT(nn.Module):
 def create_model(name, img_size=None, num_classes=1000, **changes):
     """A randomly initialised model from a timm name; img_size replaces that of the name.
 
-    vit_{tiny,small,base}_patch{P}_{S}, or a Swin transformer, whose window_size may be changed (`torch_swin.create_swin`).
+    vit_{tiny,small,base}_patch{P}_{S}, a Swin transformer, whose window_size may be changed (`torch_swin.create_swin`), or
+    resnet18 or resnet34, which take images of any size.
     """
+    if name in torch_resnet.DEPTHS:
+        return torch_resnet.ResNet(torch_resnet.DEPTHS[name], num_classes=num_classes)
     if name.startswith("swin_"):
         return create_swin(name, img_size, num_classes, **changes)
     match = re.fullmatch(rf"vit_({'|'.join(SIZES)})_patch(16|32)_(\d+)", name)
     if not match:
-        raise ValueError(f"name: expected vit_{{tiny,small,base}}_patch{{16,32}}_SIZE, got {name!r}")
+        raise ValueError(f"name: expected vit_{{tiny,small,base}}_patch{{16,32}}_SIZE, swin_... or resnet..., got {name!r}")
     return ViT(*SIZES[match[1]], int(match[2]), int(match[3]) if img_size is None else img_size, num_classes)
 
 
