@@ -295,6 +295,20 @@ def test_blocks_keep_images_in_few_bits(rng, bits, near):
     assert 0 < relative_error(found[1], found[0]) < near and kept[1] < 0.9 * kept[0]
 
 
+def test_a_plan_keeps_its_budget_and_leaves_the_model_alone(rng):
+    images, labels = rng.integers(0, 256, (8, 3, 32, 32), np.uint8), rng.integers(0, 5, 8)
+    model = wasi.create_model(NAME, num_classes=5)
+    before = {n: p.data.copy() for n, p in model.named_parameters()}
+    plan = wasi.plan(model, [(images, labels)], "4MiB", method="qwasi", batch_size=8)
+    assert all(np.array_equal(p.data, before[n]) for n, p in model.named_parameters())
+    assert [layer.name for layer in plan.layers][:2] == ["layer1.0.conv1", "layer1.0.conv2"]
+    plan.apply(model, [(images, labels)])
+    arena = wasi.Arena()
+    with arena:
+        accumulate_gradient(model, images, labels, plan.micro_batch)
+    assert arena.stats()["peak_bytes"] < plan.peak_bytes <= 4 * 2**20
+
+
 @pytest.mark.parametrize("method", ["dense", "wsi", "qwasi", "qlora", "svd-llm-lora"])
 def test_save_load_and_merge_give_the_same_logits(rng, tmp_path, method):
     model = small_model()

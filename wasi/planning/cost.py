@@ -24,8 +24,9 @@ class Site:
 
     out_features: int
     in_features: int
-    tokens: tuple  # of one sample, without the channels
+    tokens: tuple  # of one sample's output, without the channels; of a convolution: lines and columns
     follows_gelu: bool  # its input is a GELU's output, whose own input is kept unless this one is compressed
+    in_shape: tuple  # of one sample's input
 
     @property
     def n_tokens(self):

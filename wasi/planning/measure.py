@@ -23,7 +23,7 @@ import numpy as np
 
 from wasi import linalg, ops
 from wasi.layers import ActivationPolicy, Linear
-from wasi.models.factorize import gradient_scale, weight_gradients
+from wasi.models.factorize import gradient_scale, input_rows, weight_gradients
 
 SAMPLE_ROWS = 512  # rows of inputs and gradients that are kept of each layer
 RESIDUAL_ROWS = 128  # rows of these that quantisation errors are measured on
@@ -37,7 +37,8 @@ GELU_ERROR = {None: 0.0, 4: 0.031, 2: 0.132}
 class LayerErrors:
     """Squared errors of one layer's choices."""
 
-    in_shape: tuple  # of the input of one sample: (tokens, ..., I)
+    in_shape: tuple  # of the input of one sample: (tokens, ..., I), or (H, W, C) of a convolution
+    tokens: tuple  # of its output, without the channels
     weights: dict = field(default_factory=dict)  # {(rank, bits): err^2}
     activations: dict = field(default_factory=dict)  # {(batch, tokens, channels): err^2}
 
@@ -55,26 +56,29 @@ class _Recorder(Linear):
         self.n_gram_rows = 0
         self.inputs, self.gradients = [], []
         self.activation_errors, self.gradient_norm2 = {}, 0.0
-        self.in_shape = None
+        self.in_shape = self.tokens = None
 
     def forward(self, x, train=False, keep_input=True):
         self._saved = (x,)
-        return ops.linear(x, self.weight.data, self.bias.data if self.bias else None)
+        return ops.linear(x, self.weight.data, self.bias.data if self.bias else None, window=self.window)
 
     def backward(self, dy, x=None, need_dx=True):
         (x,) = self._take_saved()
-        self.in_shape = x.shape[1:]
-        rows, grads = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        keep = np.linspace(0, len(rows) - 1, min(len(rows), self._n_rows)).astype(int)
-        self.inputs.append(rows[keep])
+        self.in_shape, self.tokens = x.shape[1:], dy.shape[1:-1]
+        grads = dy.reshape(-1, dy.shape[-1])
+        keep = np.linspace(0, len(grads) - 1, min(len(grads), self._n_rows)).astype(int)
         self.gradients.append(grads[keep])
-        if self.gram is not None:
-            self.gram += rows.T @ rows
-            self.n_gram_rows += len(rows)
+        first = 0
+        for rows in input_rows(self, x):
+            self.inputs.append(rows[keep[(first <= keep) & (keep < first + len(rows))] - first])
+            first += len(rows)
+            if self.gram is not None:
+                self.gram += rows.T @ rows
+                self.n_gram_rows += len(rows)
         if self.first_half is not None:
             n = -(-len(x) // 2)
-            ops.linear_backward(dy[:n], x[:n], self.weight.data, self.first_half, None, False)
-        dx = ops.linear_backward(dy, x, self.weight.data, self.gradient, None, need_dx)
+            ops.linear_backward(dy[:n], x[:n], self.weight.data, self.first_half, None, False, window=self.window)
+        dx = ops.linear_backward(dy, x, self.weight.data, self.gradient, None, need_dx, window=self.window)
         if self._compressed:
             norm2, errors = activation_errors(x, dy)
             self.gradient_norm2 += norm2
@@ -186,7 +190,7 @@ def measure_errors(model, names, batches, ranks, starts, compressed=()):
     found = {}
     for name in names:
         r = recorders.pop(name)
-        layer = found[name] = LayerErrors(r.in_shape)
+        layer = found[name] = LayerErrors(r.in_shape, r.tokens)
         X, D = np.concatenate(r.inputs), np.concatenate(r.gradients)
         for start in dict.fromkeys(starts.values()):
             bits = [b for b in starts if starts[b] == start]

@@ -200,8 +200,6 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     rule = _check(budget, target_error, method, mode, batch_size, options, optimizer, momentum, clip_norm, start)
     ways = _ways(batch_size, options, mode == "exact", rule, clip_norm, budget)
     names = find_targets(model, target_modules)
-    if any(model.get_module(name).window for name in names):
-        raise ValueError("target_modules: expected linear layers of a transformer; plans do not treat convolutions")
     batches = _check_batches(batches)
     _check_ranks(model, names, ranks)
     factored, compressing = method in ("wsi", "wasi", "qwasi"), method in ("asi", "wasi", "qwasi") and mode != "exact"
@@ -213,7 +211,7 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     shapes = {name: model.get_module(name).weight.data.shape for name in names}
     errors = measure_errors(model, names, batches, lambda name, spectrum: _ranks_of(shapes[name], spectrum, ranks), starts,
                             after_gelu if compressing else ())
-    sites = {name: Site(*shapes[name], errors[name].in_shape[:-1], name in after_gelu) for name in names}
+    sites = {name: Site(*shapes[name], errors[name].tokens, name in after_gelu, errors[name].in_shape) for name in names}
     kept = kept_errors(model, names, batches[0], {way.saved_bits for way in ways} - {None})
     layers = {name: _Layer(sites[name], errors[name], factored) for name in names}
     planned = {id(model.get_module(name).weight) for name in names}

@@ -2,9 +2,9 @@
 
 A step's memory is affine in the samples in flight at each of its moments. So two small runs under an arena, with the peaks of
 forward and of each part's backward told apart, give it for any batch, whatever the layers do inside. Only the scratch of
-compressing activations is not, since the cheapest order of its products depends on sizes: there the last word is a run of full
-size, once it is known about to fit. Weights, optimiser state and gradients that last lie outside the arena; gradients that come
-and go in backward lie in it.
+compressing activations is not, since the cheapest order of its products depends on sizes, nor that of convolutions, whose tiles
+have a largest size: there the last word is a run of full size, once it is known about to fit. Weights, optimiser state and gradients
+that last lie outside the arena; gradients that come and go in backward lie in it.
 """
 
 from dataclasses import replace
@@ -42,8 +42,10 @@ class Probe:
         self._known, self._steps = {}, {}
 
     def step(self, choices, way, limit=np.inf):
-        """StepBytes of the Way's micro-batch. Compressed inputs: exact where the extrapolated peak is at most `limit` bytes."""
+        """StepBytes of the Way's micro-batch. With compressed inputs or convolutions exact, where the extrapolated
+        peak is at most `limit` bytes."""
         compressed, n_samples = _compressed(choices), way.micro_batch
+        exact = compressed or any(self._model.get_module(name).window for name in self._sites)
         if n_samples <= 8:
             (found,), update = self._runs(choices, way, [n_samples])
         else:
@@ -51,7 +53,7 @@ class Probe:
             more = n_samples - 2 * small
             (a, b), update = self._runs(choices, way, [small, 2 * small])
             found = [of_b + -(-(of_b - of_a) * more // small) for of_a, of_b in zip(a, b)]
-            if compressed and max(found) <= limit:
+            if exact and max(found) <= limit:
                 (found,), update = self._runs(choices, way, [n_samples])
         return StepBytes(found[0], max(*found, update))
 
@@ -75,7 +77,7 @@ class Probe:
             layers = {}
             for name, site in self._sites.items():
                 again = way.recompute and site.follows_gelu
-                parts = [self._model.get_module(name).flops((size, *site.tokens, site.in_features), self._rule, prepared=again)
+                parts = [self._model.get_module(name).flops((size, *site.in_shape), self._rule, prepared=again)
                          for size in sizes]
                 layers[name] = Flops(sum(p.forward for p in parts), sum(p.backward for p in parts), parts[0].update)
         return whole, layers
@@ -174,7 +176,7 @@ class _Dressed:
         self._layers = {name: model.get_module(name) for name in self._choices}
         self._policies = [block.policy for block in model.blocks]
         self._compressions = {name: layer.compression for name, layer in self._layers.items()}
-        self._gradients = [(p, p.grad, p.packed) for _, p in model.named_parameters()]
+        self._arrays = [(p, p.data, p.grad, p.packed) for _, p in model.named_parameters()]
 
     def _dress(self):
         model, residuals = self._model, {}
@@ -201,8 +203,8 @@ class _Dressed:
             self._model.set_module(name, layer)
         for block, policy in zip(self._model.blocks, self._policies):
             block.policy = policy
-        for p, grad, packed in self._gradients:
-            p.grad, p.packed = grad, packed
+        for p, data, grad, packed in self._arrays:
+            p.data, p.grad, p.packed = data, grad, packed  # data: running statistics move with every step
         for _, module in self._model.named_modules():
             module._saved = None
 
