@@ -339,19 +339,17 @@ def _solve(problem, ways, budget, target_error):
             settle(way)
             if errors2[way] <= min(near, limit2):
                 return (way, *settled[way])
-    while True:
-        best = min(errors2.values())
-        way = next(way for way, error2 in errors2.items() if error2 <= NEAR**2 * best + 1e-12)
-        if best == np.inf or way in settled and best <= limit2:
-            break
+    while (best := min(errors2.values())) < np.inf:
+        enough = min(NEAR**2 * best + 1e-12, max(best, limit2))
+        way = next(way for way, error2 in errors2.items() if error2 <= enough)
         if way in settled:
-            raise _out_of_reach(problem, target_error, best, budget)
+            if errors2[way] > limit2:
+                raise _out_of_reach(problem, target_error, best, budget)
+            return (way, *settled[way])
         settle(way)
         if sum(np.isfinite(errors2[w]) and errors2[w] <= limit2 for w in settled) == MOST_SETTLED:
             errors2 = {way: error2 for way, error2 in errors2.items() if way in settled}
-    if best == np.inf:
-        raise _too_little(problem, ways, budget)
-    return (way, *settled[way])
+    raise _too_little(problem, ways, budget)
 
 
 def _out_of_reach(problem, target_error, error2, budget=None):
@@ -435,6 +433,8 @@ def _settle(problem, way, budget):
     most = above = given = budget
     for _ in range(8):
         choices = _knapsack(problem, way, given - base, by_error=False).choices
+        if choices is None:  # by the coarse bytes of a knapsack that would take too long
+            break
         total = problem.total(choices, way)
         if total > budget:
             most, above = given, total
