@@ -6,6 +6,7 @@ from gradcheck import directional_check
 from tables import relative_error
 
 import wasi
+from wasi import ops
 from wasi.layers import ActivationCompression, ActivationPolicy, BatchNorm, FactoredLinear
 from wasi.layers.compression import Compressed
 from wasi.models import load_model, load_weights, save_model
@@ -261,7 +262,14 @@ def test_whitened_start_on_patches(rng):
     name, lost = "layer2.0.conv1", {}
     for start, whiten in (("svd", None), ("whitened", [images])):
         model = small_model()
-        W, C = model.get_module(name).weight.data, input_covariances(model, [name], [images])[name]
+        layer, seen = model.get_module(name), []
+        W, M = layer.weight.data, input_covariances(model, [name], [images])[name]
+        layer.forward = lambda x, *rest, seen=seen, own=layer.forward, **more: seen.append(x) or own(x, *rest, **more)
+        model.forward(images)
+        patches = ops.unfold(seen[0], layer.window).reshape(-1, W.shape[1]).astype(float)
+        C = patches.T @ patches / len(patches)
+        assert relative_error(M, W @ C @ W.T) < 1e-5
+        del layer.forward
         wasi.factorize(model, rank=4, target_modules=(name,), whiten=whiten, verbose=False)
         off = W - model.get_module(name).merged_weight()
         lost[start] = (np.einsum("oi,ij,oj", off, C, off), np.linalg.norm(off))

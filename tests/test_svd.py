@@ -243,3 +243,16 @@ def test_same_threads_same_bits(rng, n_threads):
     for call in (lambda: linalg.orthonormalize(A), lambda: linalg.truncated_svd(A, 5)[0],
                  lambda: linalg.whitened_svd(W, C, 7)[1]):
         assert np.array_equal(call(), call())
+
+
+def test_whitened_svd_from_outputs_is_that_from_inputs(rng):
+    W, x = rng.standard_normal((6, 20)), rng.standard_normal((50, 20)) * np.arange(1, 21)
+    C = x.T @ x / 50
+    for keep in ({"rank": 3}, {"variance": 0.9}, {}):
+        L, R, spectrum = linalg.whitened_svd(W, C, ridge=0.0, **keep)
+        L2, R2, spectrum2 = linalg.whitened_svd(W, W @ C @ W.T, ridge=0.0, **keep)
+        assert L2.shape == L.shape and np.allclose(L2 @ R2, L @ R, atol=1e-6) and np.allclose(spectrum2, spectrum)
+    with pytest.raises(ValueError, match="rank: expected 1 to 6, got 7"):
+        linalg.whitened_svd(W, W @ C @ W.T, rank=7)
+    with pytest.raises(ArithmeticError, match="NaN or Inf"):
+        linalg.whitened_svd(W, np.full((6, 6), np.nan))

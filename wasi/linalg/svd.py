@@ -1,5 +1,7 @@
 """Orthonormal bases and truncated singular value decompositions."""
 
+import numpy as np
+
 from wasi import _core
 
 
@@ -44,9 +46,10 @@ def whitened_svd(W, C, rank=None, variance=None, ridge=1e-6):
     L holds the leading left singular vectors of W C^(1/2), and R = L' W: that is S_K V_K' C^(-1/2) for a
     regular C, and safe for a singular one.
 
-    Parameters: W (O, I); C (I, I) float64, symmetric positive semidefinite; rank and variance as in
-    `truncated_svd`, on the spectrum of W C^(1/2); ridge in [0, 1]: ridge * (mean of C's diagonal) is added to
-    that diagonal.
+    Parameters: W (O, I); C (I, I) float64, symmetric positive semidefinite, or, where O < I, the smaller
+    (O, O) that decides: E[y' y] of the outputs y = x W'; rank and variance as in `truncated_svd`, on the
+    spectrum of W C^(1/2); ridge in [0, 1]: ridge * (mean of C's diagonal) is added to that diagonal, or as
+    much to that of the C of white inputs with such outputs.
     Returns L (O, K) orthonormal, R (K, I), spectrum (min(O, I),): all singular values of W C^(1/2), to 1e-8
     of the largest. The squared error on the output is the sum of spectrum[K:]**2.
     Raises as `truncated_svd`; TypeError where C is not float64.
@@ -59,4 +62,28 @@ def whitened_svd(W, C, rank=None, variance=None, ridge=1e-6):
     >>> spectrum.round(6).tolist(), np.abs(L @ R).round(6).tolist()
     ([3.0, 2.0, 1.0], [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     """
+    if isinstance(C, np.ndarray) and np.ndim(W) == 2 and C.shape == (len(W), len(W)) and len(W) < W.shape[1]:
+        return _from_outputs(W, C, rank, variance, ridge)
     return _core.whitened_svd(W, C, rank, variance, ridge)
+
+
+def _from_outputs(W, M, rank, variance, ridge):
+    """`whitened_svd` by the eigenvectors of M = E[y' y] = W C W'."""
+    O, smallest = len(W), np.finfo(np.float64).tiny
+    if M.dtype != np.float64:
+        raise TypeError(f"C: expected a float64 array, got {M.dtype}")
+    if rank is not None and not 1 <= rank <= O:
+        raise ValueError(f"rank: expected 1 to {O}, got {rank}")
+    if variance is not None and not 0 < variance <= 1:
+        raise ValueError(f"variance: expected a number in (0, 1], got {variance}")
+    wide = W.astype(np.float64)
+    square = wide @ wide.T
+    M = M + ridge * np.trace(M) / max(np.trace(square), smallest) * square
+    if not np.isfinite(M).all():
+        raise ArithmeticError("whitened_svd: W or C holds NaN or Inf")
+    energy, Z = np.linalg.eigh(M)
+    energy, K = np.maximum(energy[::-1], 0), O if rank is None else rank
+    if variance is not None:
+        K = min(K, int(np.searchsorted(np.cumsum(energy), variance * energy.sum() * (1 - 1e-15))) + 1)
+    L = np.ascontiguousarray(Z[:, ::-1][:, :K], W.dtype)
+    return L, np.ascontiguousarray(L.T @ W), np.sqrt(energy).astype(W.dtype)

@@ -23,7 +23,7 @@ import numpy as np
 
 from wasi import linalg, ops
 from wasi.layers import ActivationPolicy, Linear
-from wasi.models.factorize import gradient_scale, input_rows, weight_gradients
+from wasi.models.factorize import Gram, gradient_scale, input_rows, weight_gradients
 
 SAMPLE_ROWS = 512  # rows of inputs and gradients that are kept of each layer
 RESIDUAL_ROWS = 128  # rows of these that quantisation errors are measured on
@@ -52,15 +52,17 @@ class _Recorder(Linear):
         self._compressed = compressed
         self.gradient = np.zeros_like(linear.weight.data)
         self.first_half = np.zeros_like(linear.weight.data) if halves else None  # the gradient on half of each batch
-        self.gram = np.zeros((linear.in_features, linear.in_features)) if gram else None
-        self.n_gram_rows = 0
+        self.gram = Gram(linear) if gram else None
         self.inputs, self.gradients = [], []
         self.activation_errors, self.gradient_norm2 = {}, 0.0
         self.in_shape = self.tokens = None
 
     def forward(self, x, train=False, keep_input=True):
         self._saved = (x,)
-        return ops.linear(x, self.weight.data, self.bias.data if self.bias else None, window=self.window)
+        y = ops.linear(x, self.weight.data, self.bias.data if self.bias else None, window=self.window)
+        if self.gram is not None:
+            self.gram.add(x, y)
+        return y
 
     def backward(self, dy, x=None, need_dx=True):
         (x,) = self._take_saved()
@@ -72,9 +74,6 @@ class _Recorder(Linear):
         for rows in input_rows(self, x):
             self.inputs.append(rows[keep[(first <= keep) & (keep < first + len(rows))] - first])
             first += len(rows)
-            if self.gram is not None:
-                self.gram += rows.T @ rows
-                self.n_gram_rows += len(rows)
         if self.first_half is not None:
             n = -(-len(x) // 2)
             ops.linear_backward(dy[:n], x[:n], self.weight.data, self.first_half, None, False, window=self.window)
@@ -117,7 +116,7 @@ def activation_errors(x, dy):
 def weight_errors(W, G, X, D, start, ranks, bits, source=None):
     """{(rank, bits): err^2} for factors of W (O, I). G: its gradient, X, D: rows of inputs and of output gradients.
 
-    start: "svd"; "whitened", with source E[x' x]; or "gradient", with source the gradient that the factors start from.
+    start: "svd"; "whitened", with source a `Gram`'s mean; or "gradient", with source the gradient that the factors start from.
     ranks: a function of the spectrum. bits: of 0, 4, 8; the gradient start has no 0, since its factors do not stand for W.
     """
     if start == "gradient":
@@ -194,9 +193,7 @@ def measure_errors(model, names, batches, ranks, starts, compressed=()):
         X, D = np.concatenate(r.inputs), np.concatenate(r.gradients)
         for start in dict.fromkeys(starts.values()):
             bits = [b for b in starts if starts[b] == start]
-            source = {"svd": None, "whitened": r.gram, "gradient": r.first_half}[start]
-            if start == "whitened":
-                source = source / r.n_gram_rows
+            source = r.gram.mean() if start == "whitened" else r.first_half if start == "gradient" else None
             G = r.gradient - r.first_half if start == "gradient" else r.gradient
             layer.weights.update(weight_errors(r.weight.data, G, X, D, start, lambda s, n=name: ranks(n, s), bits, source))
         layer.activations = {k: _ratio(e, r.gradient_norm2) / 3 for k, e in r.activation_errors.items()}

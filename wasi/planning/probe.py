@@ -3,8 +3,8 @@
 A step's memory is affine in the samples in flight at each of its moments. So two small runs under an arena, with the peaks of
 forward and of each part's backward told apart, give it for any batch, whatever the layers do inside. Only the scratch of
 compressing activations is not, since the cheapest order of its products depends on sizes, nor that of convolutions, whose tiles
-have a largest size: there the last word is a run of full size, once it is known about to fit. Weights, optimiser state and gradients
-that last lie outside the arena; gradients that come and go in backward lie in it.
+have a largest size: there the last word is a run of full size, once it is known about to fit. Weights, optimiser state and
+gradients that last lie outside the arena; gradients that come and go in backward lie in it.
 """
 
 from dataclasses import replace
