@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+import wasi
 from wasi.cli import main
 from wasi.training.runlog import read_csv
 
@@ -45,6 +46,19 @@ def test_one_method_runs_in_this_process(folder, tmp_path, capfd):
                  "--out", str(tmp_path / "run"), *OPTIONS]) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]["targets"] == "attn,fc1"
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_what_is_frozen_stays_and_is_no_target(folder, tmp_path, capfd):
+    words = ["train", "--data", str(folder), "--method", "wsi", "--out", str(tmp_path / "run"), *OPTIONS, "--epochs", "1"]
+    assert main([*words[:-2], "--epochs", "1", "--freeze", "patch_embed,blocks.0"]) == 0
+    model, _ = wasi.models.load_model(tmp_path / "run" / "model.safetensors")
+    start = wasi.create_model("vit_micro_patch8_64", num_classes=2, img_size=16, seed=0)
+    for name, p in start.named_parameters():
+        if name.startswith(("patch_embed.", "blocks.0.")):
+            assert np.array_equal(model.get_module(name.rpartition(".")[0]).__dict__[name.rpartition(".")[2]].data, p.data), name
+    assert not np.array_equal(model.head.bias.data, start.head.bias.data)
+    assert main([*words[:5], "--out", str(tmp_path / "other"), *OPTIONS, "--freeze", "patch"]) == 2
+    assert "freeze: the model has no parameters 'patch'" in capfd.readouterr().err
 
 
 def test_ranks_and_subspaces_are_logged_and_drawn(folder, tmp_path, capfd):

@@ -167,8 +167,13 @@ def method_options(args, model):
         rank, pattern = quarter_ranks(model, targets)
     ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
     return MethodOptions(targets=targets, variance=args.variance or 0.9, rank=rank, rank_pattern=pattern, bits=args.bits or 4,
-                         freeze=tuple(args.freeze.split(",")) if args.freeze else (),
-                         start=args.start, alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, activation_ranks=ranks)
+                         start=args.start, alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, freeze=frozen(args),
+                         activation_ranks=ranks)
+
+
+def frozen(args):
+    """Names of what is left as it is."""
+    return tuple(args.freeze.split(",")) if args.freeze else ()
 
 
 def calibration_batches(args, method, loader):

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from wasi.cli import build_parser, options
-from wasi.models.methods import apply_method
+from wasi.models.methods import apply_method, freeze_parameters
 from wasi.models.plan import Plan
 from wasi.training.checkpoint import list_checkpoints, newest_checkpoint
 from wasi.training.loop import train
@@ -97,6 +97,8 @@ def train_one(args, method, out, plan=None, resume=False):
     model = checkpoint.empty_model() if checkpoint else options.make_model(args, train_set.classes)
     size = {"length": args.length} if model.architecture == "llama" else {"img_size": model.config.img_size}
     train_loader, val_loader = options.make_loaders(args, train_set, val_set, model)
+    if not checkpoint:
+        freeze_parameters(model, options.frozen(args))
     if checkpoint:
         pass
     elif plan is not None:
