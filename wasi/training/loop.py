@@ -249,7 +249,7 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
                         layers = bytes_by_layer(model, optimizer, run.batch.saved, run.average)
                         folder.write_json("layers.json", {"step": now.step, "layers": layers})
                     if plan and now.step == min(N_FIRST_STEPS, run.n_steps):
-                        grown = peak_rss_bytes() - (data_rss_bytes or start_rss)
+                        grown = None if data_rss_bytes is None else peak_rss_bytes() - data_rss_bytes
                         planned = plan.peak_bytes + (run.average.nbytes if run.average else 0)
                         tqdm.write(compare_with_plan(planned, now.counted_peak_bytes, now.step, grown))
                     for callback in watching:
@@ -409,6 +409,8 @@ def _warm_subspaces(model):
 
 
 def compare_with_plan(planned, counted, n_steps, rss):
-    """A line for people: what was planned, what arrays took, what the process grew by since the model was made."""
+    """A line for people: what was planned, what arrays took, and, where it is known, what the process grew by since the model
+    was made."""
+    grown = "" if rss is None else f"; the process grew by {mib(rss):.1f} MiB from before the model was made"
     return (f"peak memory after {n_steps} steps: planned {mib(planned):.1f} MiB, measured {mib(counted):.1f} MiB in arrays "
-            f"({100 * (counted / planned - 1):+.1f} %); the process grew by {mib(rss):.1f} MiB from before the model was made")
+            f"({100 * (counted / planned - 1):+.1f} %){grown}")
