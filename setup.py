@@ -105,6 +105,8 @@ def extension():
     if sanitize or os.environ.get("WASI_DEBUG") == "1":
         compile_args += ["-UNDEBUG", "-g"]
         macros += [("WASI_DEBUG", "1")]
+    else:
+        link_args += ["-Wl,--strip-debug"]  # what Python's own -g leaves names the folders of the build: no two would be equal
     sources = sorted(glob.glob("csrc/*/*.c"))
     return Extension(
         "wasi._core",
