@@ -1,5 +1,7 @@
 """The average of weights in factors is the average of the weights, to what truncation drops."""
 
+import importlib
+
 import numpy as np
 import pytest
 from tables import relative_error
@@ -10,6 +12,8 @@ from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.training.ema import Snapshot, WeightAverage
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
+
+wsi_mean_module = importlib.import_module("wasi.linalg.wsi_mean")
 
 
 def factors(rng, O, I, K, dtype):
@@ -39,6 +43,23 @@ def test_wsi_mean_of_equal_weights_and_of_zeros(rng):
     assert relative_error(mean_L @ mean_R, L @ R) < 1e-6 and dropped < 1e-4
     mean_L, mean_R, _ = linalg.wsi_mean(L, 0 * R, L, 0 * R, 0.9)
     assert not (mean_L @ mean_R).any() and np.abs(mean_L.T @ mean_L - np.eye(3)).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_iteration_is_as_good_as_the_best_where_the_weight_moved_little(rng, monkeypatch, dtype):
+    """Five hundred updates of a weight that walks: within the bound of the exact mean, which is near the truncation's error."""
+    monkeypatch.setattr(wsi_mean_module, "_truncate", None)  # it must not be needed
+    L, R = linalg.orthonormalize(rng.standard_normal((30, 4)).astype(dtype)), rng.standard_normal((4, 25)).astype(dtype)
+    mean_L, mean_R, exact, bound = L, R, L.astype(float) @ R, 0.0
+    for _ in range(500):
+        L = linalg.orthonormalize(np.ascontiguousarray(L + 3e-3 * rng.standard_normal(L.shape), dtype))
+        R = (R + 3e-3 * rng.standard_normal(R.shape)).astype(dtype)
+        mean_L, mean_R, dropped = linalg.wsi_mean(mean_L, mean_R, L, R, 0.98)
+        exact, bound = 0.98 * exact + 0.02 * L.astype(float) @ R, 0.98 * bound + dropped
+    error = np.linalg.norm(mean_L.astype(float) @ mean_R - exact)
+    tail = np.linalg.svd(exact)[1][4:]
+    assert error <= bound + 1e-5 and np.linalg.norm(tail) <= error < 2 * np.linalg.norm(tail)
+    assert np.abs(mean_L.T @ mean_L - np.eye(4)).max() < 1e-6
 
 
 def merged(model):
