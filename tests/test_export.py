@@ -23,14 +23,15 @@ METHODS = ["dense", "wsi", "qwasi", "lora", "svd-llm-lora"]
 VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
 
 
-def make(name, method="dense", **changes):
+def make(name, method="dense", targets=("all",), **changes):
     """A model with weights that all matter."""
     model, rng = wasi.create_model(name, **changes), np.random.default_rng(0)
-    for _, p in model.named_parameters():
-        p.data += 0.05 * rng.standard_normal(p.data.shape, np.float32)
+    for name, p in model.named_parameters():
+        noise = 0.05 * rng.standard_normal(p.data.shape, np.float32)
+        p.data = p.data + (np.abs(noise) if name.endswith("running_var") else noise)
     S = getattr(model.config, "img_size", 0)
     batch = rng.integers(0, 256, (4, 3, S, S), np.uint8), rng.integers(0, 7, 4)
-    apply_method(model, method, MethodOptions(targets=("all",), rank=12, lora_rank=4),
+    apply_method(model, method, MethodOptions(targets=targets, rank=12, lora_rank=4),
                  [batch] if method == "svd-llm-lora" else None, verbose=False)
     for _, module in model.named_modules():
         module.exact = True
@@ -48,6 +49,10 @@ def swin(method="dense"):
                 num_classes=7)
 
 
+def resnet(method="dense"):
+    return make("resnet18", method, img_size=32, depths=(1, 1, 1), widths=(12, 16, 24), num_classes=7, targets=("conv",))
+
+
 def decoder(method="dense", **changes):
     return make("llama_micro", method, depth=2, **changes)
 
@@ -60,11 +65,14 @@ def images(model, n=3):
 def loaded_by_torch(torch, model, path):
     """The logits of the plain PyTorch model that takes the file's tensors, all of them."""
     import torch_models
+    import torch_resnet
     import torch_swin
 
     c = model.config
     if model.architecture == "vit":
         theirs = torch_models.ViT(c.embed_dim, c.depth, c.num_heads, c.patch_size, c.img_size, c.num_classes)
+    elif model.architecture == "resnet":
+        theirs = torch_resnet.ResNet(c.depths, c.widths, c.num_classes)
     else:
         theirs = torch_swin.Swin(c.embed_dim, c.depths, c.num_heads, c.patch_size, c.window_size, c.img_size, c.num_classes)
     theirs.load_state_dict(torch_models.load_file(path), strict=True)
@@ -74,7 +82,7 @@ def loaded_by_torch(torch, model, path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("build", [vit, swin])
+@pytest.mark.parametrize("build", [vit, swin, resnet])
 def test_pytorch_loads_a_timm_export_as_it_is(torch, tmp_path, build, method):
     model = build(method)
     before = model.forward(images(model))
@@ -125,6 +133,27 @@ def import_or_skip(name):
         return importlib.import_module(name)
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"needs {name}: {error}")
+
+
+@pytest.mark.torch
+def test_pytorch_loads_two_convolutions_in_place_of_one(torch, tmp_path):
+    from torch_models import load_file
+    from torch_resnet import ResNet
+
+    model = resnet("wsi")
+    export(model, tmp_path / "m.safetensors", "torchvision", factored=True)
+    tensors, theirs = load_file(tmp_path / "m.safetensors"), ResNet((1, 1, 1), (12, 16, 24), 7)
+    for name in {name.removesuffix(".0.weight") for name in tensors if name.endswith("conv1.0.weight")}:
+        for conv in (name, name.replace("conv1", "conv2"), name.replace("conv1", "downsample.0")):
+            if f"{conv}.0.weight" in tensors:
+                old, K = theirs.get_submodule(conv), len(tensors[f"{conv}.0.weight"])
+                theirs.set_submodule(conv, torch.nn.Sequential(
+                    torch.nn.Conv2d(old.in_channels, K, old.kernel_size, old.stride, old.padding, bias=False),
+                    torch.nn.Conv2d(K, old.out_channels, 1, bias=False)))
+    theirs.load_state_dict(tensors, strict=True)
+    with torch.no_grad():
+        got = theirs.eval()(torch.from_numpy(images(model))).numpy()
+    assert np.abs(got - model.forward(images(model))).max() < 1e-4
 
 
 @pytest.mark.torch
@@ -216,7 +245,7 @@ def run_onnx(path, x):
 @pytest.mark.parametrize("opset", [17, 20])
 @pytest.mark.parametrize("factored", [False, True])
 @pytest.mark.parametrize("method", ["dense", "wsi", "qwasi", "lora"])
-@pytest.mark.parametrize("build", [vit, swin])
+@pytest.mark.parametrize("build", [vit, swin, resnet])
 def test_onnx_runtime_runs_image_models(tmp_path, build, method, factored, opset):
     onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
     model = build(method)
@@ -228,9 +257,9 @@ def test_onnx_runtime_runs_image_models(tmp_path, build, method, factored, opset
     assert made.opset_import[0].version == opset
     assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert {p.key: p.value for p in made.metadata_props}["classes"] == '["a", "b"]'
-    n_products = sum(node.op_type == "MatMul" for node in made.graph.node)
-    whole = sum(node.op_type == "MatMul" for node in wasi.models.onnx.onnx_model(build()).graph.node)
-    n_targets = 4 * len(model.blocks)
+    n_products, whole = (sum(node.op_type in ("MatMul", "Conv") for node in m.graph.node)
+                         for m in (made, wasi.models.onnx.onnx_model(build())))
+    n_targets = 8 if build is resnet else 4 * len(model.blocks)
     assert n_products == whole + (n_targets if factored and method == "wsi" else 0)
 
 

@@ -292,6 +292,7 @@ def test_targets_that_cannot_be_converted_are_refused_and_leave_the_model_alone(
         ({"targets": ("fc9",)}, r"target_modules: \['fc9'\] match none of the model's linear layers \(0, 2\)"),
         ({"targets": ("all-linear",)}, "0: its weight is shared with tied.weight; expected it among exclude_modules"),
         ({"targets": ("2",), "rank": 25}, r"rank: expected 1 to 24 for 2 \(24 x 48\), got 25"),
+        ({"targets": ("2",), "freeze": ("0",)}, "freeze: expected none, as requires_grad_"),
         ({"targets": ("2",), "variance": 0}, r"variance: expected a share in \(0, 1\], got 0"),
         ({"targets": ("2",), "start": "whitened"}, "calibration: expected losses for the start 'whitened', got None"),
         ({"targets": ("2",), "start": "gradient"}, "start: expected 'svd' or 'whitened' for a method without residuals"),

@@ -13,11 +13,11 @@ from wasi.layers.frozen import Bf16Embedding
 from wasi.layers.windows import WindowAttention, relative_positions
 from wasi.models.inference import mergeable
 from wasi.models.llama_files import hugging_face_decoder, write_hugging_face
-from wasi.models.weights import atomic_file, published_shape, write_tensors
+from wasi.models.weights import atomic_file, kernel_of, published_shape, write_tensors
 
 # What each architecture can be exported as.
 FORMATS = {"vit": ("timm", "torchvision", "hugging-face", "onnx"), "swin": ("timm", "torchvision", "hugging-face", "onnx"),
-           "llama": ("hugging-face", "onnx")}
+           "resnet": ("timm", "torchvision", "onnx"), "llama": ("hugging-face", "onnx")}
 
 # timm's names of ViT and Swin, as patterns, and torchvision's.
 _TORCHVISION = {
@@ -86,8 +86,9 @@ def export(model, path, format, factored=False, opset=17, classes=None, overwrit
         "hugging-face", config.json and model.safetensors for `from_pretrained` of transformers, of images' models with the
         preprocessor_config.json of their pixels; "onnx" (needs the onnx library), see `wasi.models.onnx`.
     factored: write two linears for a layer of factors without a residual, a `torch.nn.Sequential` of R without and L with
-        bias: NAME.0.weight (K, I), NAME.1.weight (O, K), NAME.1.bias. Other layers are dense. Not for torchvision, nor for
-        Hugging Face's models of images, whose attention is not made of the same linear layers.
+        bias: NAME.0.weight (K, I), NAME.1.weight (O, K), NAME.1.bias; for a convolution one to K channels and one of 1 x 1.
+        Other layers are dense. Not for torchvision's and Hugging Face's transformers of images, whose attention is not made
+        of the same linear layers.
     opset: of an ONNX file.
     classes: names of the classes, kept in the file's metadata.
     overwrite: replace what is there.
@@ -104,7 +105,7 @@ def export(model, path, format, factored=False, opset=17, classes=None, overwrit
     if format not in FORMATS[model.architecture]:
         raise ValueError(f"format: expected {' or '.join(map(repr, FORMATS[model.architecture]))} for the architecture "
                          f"{model.architecture!r}, got {format!r}")
-    if factored and (format == "torchvision" or (format == "hugging-face" and model.architecture != "llama")):
+    if factored and format in ("torchvision", "hugging-face") and model.architecture in ("vit", "swin"):
         raise ValueError(f"factored: expected False for {format}, whose attention is not made of the same linear layers")
     path = Path(path)
     if path.exists() and not overwrite:
@@ -126,7 +127,7 @@ def export(model, path, format, factored=False, opset=17, classes=None, overwrit
         with _named_errors(path):
             write_hugging_face(path, tensors, settings)
         return
-    if format == "torchvision":
+    if format == "torchvision" and model.architecture in _TORCHVISION:  # a ResNet's names are timm's
         tensors |= {f"{name}.relative_position_index": relative_positions(module.window)
                     for name, module in model.named_modules() if isinstance(module, WindowAttention)}
         tensors = {renamed(name, _TORCHVISION[model.architecture]): array for name, array in tensors.items()}
@@ -153,9 +154,13 @@ def export_tensors(model, factored=False):
     for name, layer in mergeable(model):
         bias = getattr(layer, "bias", None)
         done.append(name + ".")
+        window = getattr(layer, "window", None)
         if factored and isinstance(layer, FactoredLinear) and layer.residual is None:
-            tensors |= {f"{name}.0.weight": layer.R.data, f"{name}.1.weight": layer.L.data}
+            tensors[f"{name}.0.weight"] = layer.R.data if window is None else kernel_of(layer.R.data, window)
+            tensors[f"{name}.1.weight"] = layer.L.data if window is None else layer.L.data[:, :, None, None]
             name += ".1"
+        elif window is not None:
+            tensors[f"{name}.weight"] = kernel_of(layer.merged_weight(), window)
         else:
             tensors[f"{name}.weight"] = published_shape(model, f"{name}.weight", layer.merged_weight())
         if bias is not None:

@@ -11,18 +11,18 @@ import math
 import numpy as np
 
 from wasi import ops
-from wasi.layers import FactoredLinear
+from wasi.layers import BasicBlock, FactoredLinear
 from wasi.layers.windows import relative_positions
-from wasi.models.weights import published_shape
+from wasi.models.weights import kernel_of, published_shape
 
 LEAST_OPSET = 17
 LARGEST = 2**31 - 2**20  # bytes of weights: a file of protocol buffers ends at 2 GiB
 
 
 def onnx_model(model, opset=LEAST_OPSET, factored=False, classes=None):
-    """The onnx.ModelProto of a ViT, a Swin transformer or a decoder. Parameters as of `wasi.export`.
+    """The onnx.ModelProto of a ViT, a Swin transformer, a ResNet or a decoder. Parameters as of `wasi.export`.
 
-    A ViT or a Swin transformer maps "images" (batch, 3, S, S) float32 to "logits" (batch, classes); a decoder
+    A model of images maps "images" (batch, 3, S, S) float32 to "logits" (batch, classes); a decoder
     "tokens" (batch, length) int64, without padding, to "logits" (batch, length, vocabulary), or (batch,
     classes) from the last token.
     Raises ImportError without the onnx library, ValueError for an opset that it does not have, a model of more than
@@ -35,7 +35,7 @@ def onnx_model(model, opset=LEAST_OPSET, factored=False, classes=None):
     newest = onnx.defs.onnx_opset_version()
     if not LEAST_OPSET <= opset <= newest:
         raise ValueError(f"opset: expected {LEAST_OPSET} to {newest}, got {opset}")
-    builders = {"vit": _vit, "swin": _swin, "llama": _llama}
+    builders = {"vit": _vit, "swin": _swin, "resnet": _resnet, "llama": _llama}
     if model.architecture not in builders:
         raise ValueError(f"model: expected an architecture out of {', '.join(builders)}, got {model.architecture!r}")
     graph = _Graph(onnx, opset, factored)
@@ -142,6 +142,21 @@ class _Graph:
         self.inputs = (("images", np.float32, ("batch", 3, config.img_size, config.img_size)),)
         return "images"
 
+    def conv(self, x, layer, name):
+        """x (B, C, H, W) through a linear layer of any kind with a window: its convolution."""
+        window = layer.window
+        place = {"kernel_shape": (window.kernel,) * 2, "strides": (window.stride,) * 2, "pads": (window.padding,) * 4}
+        if self.factored and isinstance(layer, FactoredLinear) and layer.residual is None:
+            z = self.node("Conv", x, self.weight(kernel_of(layer.R.data, window), f"{name}.0.weight"), **place)
+            y = self.weight(layer.L.data[:, :, None, None], f"{name}.1.weight")
+            return self.node("Conv", z, y, kernel_shape=(1, 1))
+        return self.node("Conv", x, self.weight(kernel_of(dense_weight(layer), window), f"{name}.weight"), **place)
+
+    def batch_norm(self, x, norm, name):
+        parts = (self.weight(getattr(norm, part).data, f"{name}.{part}") for part in
+                 ("weight", "bias", "running_mean", "running_var"))
+        return self.node("BatchNormalization", x, *parts, epsilon=norm.eps)
+
     def patches(self, images, embed, model):
         p = model.config.patch_size
         kernel = published_shape(model, "patch_embed.proj.weight", dense_weight(embed.proj))
@@ -212,6 +227,23 @@ def _swin(g, model):
             x = g.block(x, block, name, _window_attention(g, block.attn, f"{name}.attn", c.grid >> s))
     x = g.mean(g.layer_norm(x, model.norm, "norm"), 1, 2, keepdims=False)
     g.end(g.linear(x, model.head.fc, "head.fc"), "batch", c.num_classes)
+
+
+def _resnet(g, model):
+    pool = model.maxpool.window
+    x = g.conv(g.images(model.config), model.conv1, "conv1")
+    x = g.node("Relu", g.batch_norm(x, model.bn1, "bn1"))
+    x = g.node("MaxPool", x, kernel_shape=(pool.kernel,) * 2, strides=(pool.stride,) * 2, pads=(pool.padding,) * 4)
+    for name, block in model.named_modules():
+        if not isinstance(block, BasicBlock):
+            continue
+        y = g.node("Relu", g.batch_norm(g.conv(x, block.conv1, f"{name}.conv1"), block.bn1, f"{name}.bn1"))
+        y = g.batch_norm(g.conv(y, block.conv2, f"{name}.conv2"), block.bn2, f"{name}.bn2")
+        if block.downsample is not None:
+            x = g.conv(x, block.downsample[0], f"{name}.downsample.0")
+            x = g.batch_norm(x, block.downsample[1], f"{name}.downsample.1")
+        x = g.node("Relu", g.node("Add", y, x))
+    g.end(g.linear(g.mean(x, 2, 3, keepdims=False), model.fc, "fc"), "batch", model.config.num_classes)
 
 
 def _merging(g, x, merging, name, grid, C):

@@ -281,9 +281,12 @@ def published_shape(model, name, array):
         p = model.config.patch_size
         return array.reshape(-1, 3, p, p)
     window = convolutions(model).get(name)
-    if window is not None:
-        return array.reshape(len(array), window.kernel, window.kernel, -1).transpose(0, 3, 1, 2)
-    return array
+    return array if window is None else kernel_of(array, window)
+
+
+def kernel_of(rows, window):
+    """The kernel (O, C, k, k) of a convolution whose weight has rows of patches (O, k k C)."""
+    return rows.reshape(len(rows), window.kernel, window.kernel, -1).transpose(0, 3, 1, 2)
 
 
 def save_model(model, path, extra=None):

@@ -176,10 +176,13 @@ def _dense(layer):
 
 def _chosen(method, options, linears, exclude_modules):
     """{name: _Choice} of a method."""
+    if options.freeze:
+        raise ValueError(f"freeze: expected none, as requires_grad_(False) does it in PyTorch, got {options.freeze}")
     trained = [name for name, linear in linears.items() if linear.weight.requires_grad]
-    named = [t for t in options.targets if t != ALL_LINEAR]
+    targets = options.targets or ("mlp",)
+    named = [t for t in targets if t != ALL_LINEAR]
     names = match_targets(trained, named, exclude_modules) if named else []
-    if ALL_LINEAR in options.targets:
+    if ALL_LINEAR in targets:
         excluded = set(match_targets(trained, exclude_modules)) if exclude_modules else set()
         names = [name for name in trained if name not in excluded]
     factored = method in ("wsi", "wasi", "qwasi")
