@@ -151,6 +151,36 @@ def test_other_architectures_go_on_bit_for_bit(tmp_path, rng):
             assert np.array_equal(p.data, q.data), name
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_running_statistics_go_on_bit_for_bit(tmp_path, rng, monkeypatch, interrupted):
+    """Of a residual network with averaged weights, after a checkpoint and after a step that Ctrl-C ended in its middle."""
+    def make(seed):
+        model = wasi.create_model("resnet_micro_32", seed=seed, num_classes=3, img_size=16)
+        return apply_method(model, "wsi", MethodOptions(("all",), rank=4), verbose=False) if seed == 0 else model
+
+    batches = [(rng.integers(0, 256, (4, 3, 16, 16), np.uint8), rng.integers(0, 3, 4)) for _ in range(3)]
+    config = TrainConfig(epochs=2, checkpoint_every=1, keep=9, ema=0.8, early_stopping=EarlyStopping(5), **SGD)
+    whole, folder = make(0), RunFolder(tmp_path / "whole")
+    train(whole, batches, batches[:1], config, folder, progress=False)
+    if interrupted:
+        stopped, folder, forward = make(0), RunFolder(tmp_path / "stopped"), []
+        real = stopped.blocks[-1].forward
+
+        def interrupting(*args):
+            forward.append(real(*args))
+            if len(forward) == 6:  # of the fifth step, after the first epoch's evaluation
+                signal.raise_signal(signal.SIGINT)
+            return forward[-1]
+
+        monkeypatch.setattr(stopped.blocks[-1], "forward", interrupting)
+        assert train(stopped, batches, batches[:1], config, folder, progress=False).interrupted
+        assert max(list_checkpoints(folder.path)) == 4
+    resumed = make(9)
+    train(resumed, batches, batches[:1], config, folder, progress=False, resume=Checkpoint(checkpoint_path(folder.path, 4)))
+    for (name, p), (_, q) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert np.array_equal(p.data, q.data), name
+
+
 def test_policies_and_frozen_weights_come_back(tmp_path):
     def make():
         model = model_by("wasi")

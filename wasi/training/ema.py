@@ -7,6 +7,7 @@ import numpy as np
 from wasi import linalg
 from wasi.layers import FactoredLinear
 from wasi.layers.lora import LoraLinear
+from wasi.layers.module import Buffer
 from wasi.layers.published import DenseWeightLinear
 from wasi.models.weights import check_arrays
 
@@ -45,7 +46,8 @@ class WeightAverage:
     The small d of the first updates forgets where training started. A weight in factors (L R, LoRA's B A) is averaged as the
     product, to the best approximation of its rank (`linalg.wsi_mean`): the basis turns from step to step, so that means of the
     factors on their own would be means of nothing. `bounds` says how far each such weight may be from the exact mean.
-    Of the frozen parts (a residual, LoRA's base) there is nothing to average. Takes the memory of the trained weights again.
+    Running statistics of norms are averaged like weights; frozen parts (a residual, LoRA's base) are what they are. Takes the
+    memory of the trained weights again.
 
     Source of the ramp of d: TensorFlow's ExponentialMovingAverage.
     """
@@ -56,7 +58,7 @@ class WeightAverage:
         self._factors = {name: _Factors(m) for name, m in model.named_modules()
                          if isinstance(m, (FactoredLinear, LoraLinear, DenseWeightLinear)) and _is_trained(m)}
         own = {id(p) for factors in self._factors.values() for p in factors.parameters}
-        self._plain = {name: p for name, p in model.named_parameters() if p.trainable and id(p) not in own}
+        self._plain = {name: p for name, p in model.named_parameters() if _changes(p) and id(p) not in own}
         self._means = {name: p.data.copy() for name, p in self._plain.items()}
         self._factor_means = {name: tuple(a.copy() for a in f.get()) for name, f in self._factors.items()}
         self.bounds = dict.fromkeys(self._factors, 0.0)  # Frobenius norm, by layer
@@ -126,7 +128,7 @@ class Snapshot:
     """A copy of a model's trained weights, to give them back."""
 
     def __init__(self, model):
-        self._data = {name: p.data.copy() for name, p in model.named_parameters() if p.trainable}
+        self._data = {name: p.data.copy() for name, p in model.named_parameters() if _changes(p)}
         self._followed = {name: tuple(a.copy() for a in m.factors) for name, m in model.named_modules()
                           if isinstance(m, DenseWeightLinear)}
 
@@ -137,6 +139,11 @@ class Snapshot:
                 p.data, p.grad, p.packed = self._data[name], None, None
         for name, factors in self._followed.items():
             model.get_module(name).factors = factors
+
+
+def _changes(p):
+    """Whether training changes a parameter: a trained one, or running statistics."""
+    return p.trainable or isinstance(p, Buffer)
 
 
 def _is_trained(layer):

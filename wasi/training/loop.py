@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 import wasi
 from wasi.layers.linear import LinearBase
+from wasi.layers.module import Buffer
 from wasi.models import save_model
 from wasi.training.augment import mix
 from wasi.training.callbacks import (
@@ -228,7 +229,7 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
                             (config.seed, MIX_STREAM, now.step)), config.mixup, config.cutmix, config.mix_prob)
                     try:
                         with arena:
-                            with _warm_subspaces(model), interrupt.abandonable(not config.layerwise):
+                            with _as_before(model), interrupt.abandonable(not config.layerwise):
                                 run.batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing,
                                                                 optimizer.after_backward(run.lr), class_weights)
                             run.grad_norm = optimizer.step(run.lr)
@@ -396,15 +397,18 @@ def _remaining(loader, done):
 
 
 @contextlib.contextmanager
-def _warm_subspaces(model):
-    """Gives compressed activations back the subspaces that they started from where the block is abandoned."""
+def _as_before(model):
+    """Gives compressed activations their subspaces and norms their running statistics back where the block is abandoned."""
     compressions = [m.compression for _, m in model.named_modules() if isinstance(m, LinearBase) and m.compression is not None]
     before = [[a.copy() for a in c.state()] for c in compressions]
+    buffers = [(p, p.data.copy()) for _, p in model.named_parameters() if isinstance(p, Buffer)]
     try:
         yield
     except _Abandoned:
         for compression, arrays in zip(compressions, before):
             compression.set_state(arrays)
+        for buffer, data in buffers:
+            buffer.data = data
         raise
 
 
