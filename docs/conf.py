@@ -13,6 +13,8 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
+# Guides link to files beside docs/, which a checkout shows; tests/test_docs.py finds the links that lead nowhere.
+suppress_warnings = ["myst.xref_missing"]
 
 
 def as_rst(lines):
