@@ -240,6 +240,16 @@ def test_a_plan_keeps_its_budget(rng):
     assert arena.stats()["peak_bytes"] < plan.peak_bytes <= 2 * 2**20
 
 
+def test_the_faster_form_is_chosen_for_inference_at_the_rows_of_most_tiles(rng):
+    model = small_model(True, img_size=16)
+    images, _ = small_batch(rng, 10)  # 640 tokens in the first stage: MLPs walk them 512 at a time
+    logits = model.forward(images)
+    wasi.optimize_for_inference(model, images, rounds=1, verbose=False)
+    assert relative_error(model.forward(images), logits) < 1e-5
+    rows = {name: c.rows for c in model.inference_choices for name in c.layers}
+    assert rows["layers.0.blocks.0.mlp.fc1"] == 512 and rows["layers.0.blocks.0.attn.qkv"] == 640
+
+
 @pytest.mark.parametrize("factored", [False, True])
 def test_save_and_load_give_the_same_logits(rng, tmp_path, factored):
     model = small_model(factored)

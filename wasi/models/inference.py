@@ -28,14 +28,16 @@ class InferenceChoice:
 
 
 class _Recorder(Module):
-    """Stands in for a linear and notes what comes in: (rows, I), or the shape of a convolution's images."""
+    """Stands in for a linear and notes the largest input: (rows, I), or the shape of a convolution's images."""
 
     def __init__(self, linear):
         self.linear = linear
         self.shape = None
 
     def forward(self, x, train=False, keep_input=True):
-        self.shape = x.shape if getattr(self.linear, "window", None) else (x.size // x.shape[-1], x.shape[-1])
+        shape = x.shape if getattr(self.linear, "window", None) else (x.size // x.shape[-1], x.shape[-1])
+        if self.shape is None or math.prod(shape) > math.prod(self.shape):
+            self.shape = shape
         return self.linear.forward(x)
 
 
