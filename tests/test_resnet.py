@@ -187,6 +187,25 @@ def test_running_statistics_move_in_training_alone(rng):
     assert not norms[1].running_mean.trainable
 
 
+def test_running_statistics_are_averaged_and_restored_with_the_weights(rng):
+    from wasi.training.ema import Snapshot, WeightAverage
+
+    model = small_model()
+    images, labels = small_batch(rng)
+    snapshot, average, logits = Snapshot(model), WeightAverage(model, 0.5), model.forward(images)
+    start = model.bn1.running_mean.data.copy()
+    optimizer = Optimizer(model)
+    accumulate_gradient(model, images, labels)
+    optimizer.step(0.1)
+    average.update()
+    moved = model.bn1.running_mean.data.copy()
+    with average.applied():
+        assert relative_error(model.bn1.running_mean.data, 0.1 * start + 0.9 * moved) < 1e-5
+    assert np.array_equal(model.bn1.running_mean.data, moved) and not np.array_equal(model.forward(images), logits)
+    snapshot.restore(model)
+    assert np.array_equal(model.forward(images), logits)
+
+
 def test_recomputed_blocks_follow_the_statistics_once(rng):
     images, labels = small_batch(rng)
     found = []
