@@ -14,6 +14,7 @@ from wasi import linalg, ops
 from wasi.cli import main
 from wasi.layers import ActivationPolicy, FactoredLinear
 from wasi.models.factorize import gradient_factors
+from wasi.models.methods import freeze_parameters
 from wasi.models.plan import Plan, PlanError, parse_bytes
 from wasi.planning import InfeasibleError
 from wasi.planning.cost import Way
@@ -67,6 +68,10 @@ def make(shape):
     """A model, and how batches for it are made: (n, seed) -> (inputs, targets)."""
     if shape == "micro":
         return small_model(), lambda n, seed=0: batch_of(n, seed=seed)
+    if shape == "half-frozen":
+        model = small_model(depth=3)
+        freeze_parameters(model, ("patch_embed", "pos_embed", "cls_token", "blocks.0"))
+        return model, lambda n, seed=0: batch_of(n, seed=seed)
     if shape == "tiny":
         return wasi.create_model("vit_tiny_patch16_224", **TINY), lambda n, seed=0: batch_of(n, 64, seed=seed)
     if shape == "swin":
@@ -94,6 +99,7 @@ def make(shape):
     ("micro", "qwasi", {"saved_bits": 8, "gradient_bits": 16, "state_bits": 16, "micro_batch": 8}),
     ("swin", "wasi", {"micro_batch": 12}), ("swin", "qwasi", {}), ("decoder", "wsi", {}),
     ("decoder", "qwasi", {"saved_bits": 16, "micro_batch": 24}), ("text-classifier", "wasi", {"clip_norm": None}),
+    ("half-frozen", "qwasi", {"micro_batch": 12}),
 ])
 def test_planned_and_measured_peak_agree(shape, method, options):
     model, batches = make(shape)
@@ -570,6 +576,7 @@ def test_the_command_plans_and_trains_as_planned(planned, tmp_path, capfd):
     (["--targets", "all"], "--targets: the plan decides this"),
     (["--batch-size", "32"], "--batch-size: the plan was made for 16, got 32"),
     (["--optimizer", "sgd"], "--optimizer: the plan was made for adamw, got sgd"),
+    (["--freeze", "pos_embed"], "plan: made for another model: n_frozen 0 where this one has 640"),
     (["--layerwise"], "--layerwise: the plan was made for False, got True"),
     (["--saved-bits", "8"], "--saved-bits: the plan decides this"),
     (["--method", "wsi"], "--method: the plan was made for wasi, got wsi"),

@@ -40,6 +40,7 @@ def add_data_options(parser):
                             "beside the weights, bytes without any)")
     add("--length", type=int, default=128, help="of texts: tokens a sample; longer sentences are cut")
     add("--last-layers", type=int, help="of a decoder: train the last so many blocks only (default: all)")
+    add("--freeze", help="parameters or modules to leave as they are, separated by commas, such as patch_embed,pos_embed")
 
 
 def add_training_options(parser):
@@ -52,7 +53,6 @@ def add_training_options(parser):
     add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
     add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
                                  "since random weights have no spectrum to choose by)")
-    add("--freeze", help="parameters or modules to leave as they are, separated by commas, such as patch_embed,pos_embed")
     add("--calibration", type=int, metavar="N", help="choose the start of the factors on N training batches; 0: plain SVD "
                                                      "(default: 4 with --weights and for svd-llm, else 0)")
     add("--start", choices=STARTS, help="of the factors: plain or whitened SVD of the weight, or, for qwasi, the gradient's "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import wasi
 from wasi.cli import options
+from wasi.models.methods import freeze_parameters
 
 
 def run(args):
@@ -16,6 +17,7 @@ def run(args):
         raise ValueError(f"--out: expected a file in a folder that exists, got {args.out!r}")
     train_set, _ = options.open_data(args)
     model = options.make_model(args, train_set.classes)
+    freeze_parameters(model, options.frozen(args))
     batches = options.planning_batches(args, train_set, model)
     kind, momentum = options.optimizer_of(args, args.task != "image-classification")
     chosen = {"auto": "auto", "yes": True, "no": False}
