@@ -171,6 +171,20 @@ def test_same_bits_for_the_same_thread_count_and_nothing_is_kept(rng, n_threads)
         model.backward(np.ones((4, 5), np.float32))
 
 
+def test_micro_batches_layerwise_updates_and_packed_gradients(rng):
+    """Layer by layer the step is the same; bfloat16 sums are near; of micro-batches each has statistics of its own."""
+    images, labels = small_batch(rng, 8)
+    found = []
+    for settings, micro in (({}, None), ({"layerwise": True}, None), ({"gradient_bits": 16}, None), ({}, 4)):
+        model = small_model(True)
+        optimizer = Optimizer(model, **settings)
+        accumulate_gradient(model, images, labels, micro, after=optimizer.after_backward(0.02))
+        optimizer.step(0.02)
+        found.append(model.forward(images))
+    exact, layerwise, packed, micro = found
+    assert np.array_equal(layerwise, exact) and relative_error(packed, exact) < 1e-2 and 1e-3 < relative_error(micro, exact) < 1
+
+
 def test_running_statistics_move_in_training_alone(rng):
     model = small_model()
     images, labels = small_batch(rng)
