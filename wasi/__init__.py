@@ -54,7 +54,7 @@ __all__ = ["Arena", "Plan", "WasiClassifier", "create_model", "export", "factori
 # Where the public names are. Each is imported when it is first asked for, so that `wasi --help` is quick.
 _HOMES = {"Arena": "_core", "get_num_threads": "_core", "set_num_threads": "_core", "get_matmul_precision": "ops",
           "set_matmul_precision": "ops", "Plan": "models.plan", "plan": "planning",
-          "WasiClassifier": "training.classifier"}
+          "factorize": "models.factorize", "WasiClassifier": "training.classifier"}
 _MODULES = ("_core", "layers", "linalg", "models", "ops", "planning")
 
 
