@@ -20,6 +20,7 @@ from wasi import ops
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.linear import FactoredLinear, Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
+from wasi.layers.published import DenseWeightLinear
 
 FORMAT_VERSION = 1
 
@@ -292,10 +293,15 @@ def kernel_of(rows, window):
 def save_model(model, path, extra=None):
     """Writes a model to a safetensors file that `load_model` reads. The file appears whole or not at all.
 
-    extra: a JSON-able dict kept in the metadata (class names, for example).
+    Layers that compute with a low-rank approximation of a trained dense weight (wsi-dense) are saved as the dense layers that they
+    compute. extra: a JSON-able dict kept in the metadata (class names, for example).
     Raises OSError where the folder cannot be written to; then nothing is left behind.
     """
-    write_tensors(path, *model_tensors(model, extra))
+    tensors, metadata = model_tensors(model, extra)
+    for name, module in model.named_modules():
+        if isinstance(module, DenseWeightLinear):
+            tensors[f"{name}.weight"] = np.ascontiguousarray(published_shape(model, f"{name}.weight", module.merged_weight()))
+    write_tensors(path, tensors, metadata)
 
 
 def model_tensors(model, extra=None):
