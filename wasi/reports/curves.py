@@ -34,7 +34,7 @@ def memory_lines(run):
 def draw_memory(axes, run, planned_bytes=None):
     """Draws `memory_lines`, and the peak that was planned as a level."""
     for i, (label, steps, values) in enumerate(memory_lines(run)):
-        axes.plot(steps, values, label=label, **{**series_style(i), "marker": ""})
+        axes.plot(steps, values, label=label, **{**series_style(i), "marker": "", "linestyle": ":" if "after" in label else "-"})
     if planned_bytes is not None:
         axes.axhline(planned_bytes / MIB, color=ink(), linestyle="--", linewidth=1, label="planned: arrays")
     axes.set_ylim(0, None)

@@ -280,7 +280,10 @@ def _memory(run, figures):
         return []
     parts = ["<h3>Memory</h3>"]
     if cells:
-        parts.append(_table(["", "planned", "counted", "measured"], cells))
+        head = ["", "planned", "counted", "measured"]
+        if not plan:
+            head, cells = ["", *head[2:]], [[row[0], *row[2:]] for row in cells]
+        parts.append(_table(head, cells))
         parts.append('<p class="dim">Counted: arrays, at their highest. Measured: the process\'s resident memory above what it '
                      "was at its start, so it has the share of data, libraries and allocator too."
                      + ("" if plan else " The run had no plan (wasi plan).") + "</p>")
