@@ -34,7 +34,7 @@ case $kind in
 address)
     build
     cd "$work"
-    export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
+    export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=4
     watched python tests/stress/bindings.py --calls 500
     [ $# -gt 0 ] || set -- -k "not torch and not autograd and not pretrained and not slow"
     watched python -m pytest -q -p no:cacheprovider "${left_out[@]}" "$@"
