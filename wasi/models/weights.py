@@ -293,8 +293,8 @@ def kernel_of(rows, window):
 def save_model(model, path, extra=None):
     """Writes a model to a safetensors file that `load_model` reads. The file appears whole or not at all.
 
-    Layers that compute with a low-rank approximation of a trained dense weight (wsi-dense) are saved as the dense layers that they
-    compute. extra: a JSON-able dict kept in the metadata (class names, for example).
+    Layers that compute with a low-rank approximation of a trained dense weight (wsi-dense) are saved as the dense layers that
+    they compute. extra: a JSON-able dict kept in the metadata (class names, for example).
     Raises OSError where the folder cannot be written to; then nothing is left behind.
     """
     tensors, metadata = model_tensors(model, extra)

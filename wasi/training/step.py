@@ -47,8 +47,9 @@ def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing
     images, labels: what the model takes and what its loss compares with: (B, 3, S, S) uint8 or normalised float32 and (B,) int64
     of a ViT, or (B, classes) float32 for soft targets; (B, N) int64 tokens and (B,) or (B, N) int64 of a decoder. micro_batch:
     samples that are in flight at once (None: all). Samples do not interact in these models, so the gradient is the same to
-    rounding, but for a batch norm, whose statistics are those of a micro-batch. class_weights: (classes,) float32, or None; with labels, the mean is weighted by theirs. after(part): called for
-    each part of the model as soon as a micro-batch's gradients of it are complete (`Optimizer.after_backward`).
+    rounding, but for a batch norm, whose statistics are those of a micro-batch. class_weights: (classes,) float32, or None; with
+    labels, the mean is weighted by theirs. after(part): called for each part of the model as soon as a micro-batch's gradients
+    of it are complete (`Optimizer.after_backward`).
     Returns BatchResult. Raises FloatingPointError where the loss is not finite; gradients are then unfinished.
     """
     n, total, n_correct, saved = len(images), 0.0, 0, None
