@@ -26,14 +26,17 @@ def words(tmp_path, monkeypatch):
 
 def test_an_interrupted_table_goes_on_where_it_was(words, tmp_path, capsys):
     accuracy.main([*words, "--seeds", "3"])
-    assert len(capsys.readouterr().out.splitlines()) == 3  # two learning rates of dense; none is trained again
-    (next((tmp_path / "runs").glob("wsi_*seed-3")) / "test.json").unlink()
+    lines = capsys.readouterr().out.splitlines()
+    trained = [line for line in lines if "s a step" in line]
+    assert len(trained) == 3  # two learning rates of dense, the better by its loss on other images, and wsi
+    assert sum(": val " in line for line in lines) == 2 and sum(": test " in line for line in lines) == 2
+    (next((tmp_path / "runs").glob("wsi_*seed-3")) / "trained.json").unlink()
     accuracy.main([*words, "--seeds", "3", "4"])
-    again = capsys.readouterr().out.splitlines()
+    again = [line for line in capsys.readouterr().out.splitlines() if "s a step" in line]
     assert len(again) == 3 and sum("seed-4" in line for line in again) == 2
     dense, wsi_row = json.loads((tmp_path / "scratch_accuracy.json").read_text())
     assert dense["method"] == "dense" and dense["seeds"] == wsi_row["seeds"] == [3, 4]
-    assert dense["lead"] == [0, 0] and wsi_row["flops_per_image"] < dense["flops_per_image"]
+    assert dense["lead"]["dense"]["seeds"] == [0, 0] and wsi_row["flops_per_image"] < dense["flops_per_image"]
     assert "| wsi | 0.001 |" in (tmp_path / "scratch_accuracy.md").read_text()
     with pytest.raises(ValueError, match="holds a run with other settings"):
         accuracy.main([*words, "--seeds", "3", "--epochs", "2"])
