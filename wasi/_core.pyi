@@ -6,14 +6,12 @@ from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import disjoint_base
 
 _F32 = NDArray[np.float32]
 _U8 = NDArray[np.uint8]
 _U16 = NDArray[np.uint16]
 
 @final
-@disjoint_base
 class Arena:
     def __new__(cls, capacity_bytes: int | None = None) -> Arena: ...
     def __enter__(self) -> Arena: ...

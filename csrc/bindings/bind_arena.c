@@ -179,11 +179,11 @@ static PyMethodDef arena_methods[] = {
     {"__enter__", (PyCFunction)arena_enter, METH_NOARGS, "Serve the arrays made in this context from the arena."},
     {"__exit__", (PyCFunction)arena_exit, METH_VARARGS, "Restore the memory handler that was active before."},
     {"stats", (PyCFunction)arena_stats, METH_NOARGS,
-     "stats()\n--\n\nBytes and counts as a dict: capacity_bytes, current_bytes, peak_bytes, extent_bytes, "
+     "stats($self, /)\n--\n\nBytes and counts as a dict: capacity_bytes, current_bytes, peak_bytes, extent_bytes, "
      "largest_bytes, n_blocks, n_calls."},
     {"reset_stats", (PyCFunction)arena_reset_stats, METH_NOARGS,
-     "reset_stats()\n--\n\nStart the peaks and counters anew from what is live now."},
-    {"trim", (PyCFunction)arena_trim, METH_NOARGS, "trim()\n--\n\nGive the pages of free blocks back to the system."},
+     "reset_stats($self, /)\n--\n\nStart the peaks and counters anew from what is live now."},
+    {"trim", (PyCFunction)arena_trim, METH_NOARGS, "trim($self, /)\n--\n\nGive the pages of free blocks back to the system."},
     {NULL},
 };
 
