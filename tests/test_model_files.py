@@ -1,6 +1,7 @@
 """Files of wasi's own that say more of a model than they hold."""
 
 import json
+import os
 import re
 import tracemalloc
 
@@ -121,3 +122,12 @@ def test_huge_updates_of_no_bytes_are_refused(tmp_path):
     save_file({**load_file(path), **empty}, path, metadata)
     peak, text = peak_of(wasi.load_model, path)
     assert "updates of another shape than the weight of blocks.0.mlp.fc1" in text and peak < 2**21
+
+
+def test_files_may_be_read_by_whom_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        wasi.save_model(wasi.create_model("vit_micro_patch4_32", num_classes=3), tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640

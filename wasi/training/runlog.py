@@ -12,6 +12,7 @@ import numpy as np
 
 import wasi
 from wasi.drawing import new_figure, save_png, series_style, whole_ticks
+from wasi.models.weights import atomic_file
 
 STEP_FIELDS = ("step", "epoch", "lr", "loss", "accuracy", "grad_norm", "seconds", "peak_rss_mib", "rss_mib",
                "counted_mib")  # the last two: resident after the step; the most that arrays took at once so far
@@ -60,17 +61,8 @@ def write_json(path, value):
 
 def write_text(path, text):
     """Writes a file that appears whole or not at all."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.umask(mask := os.umask(0))
-        os.chmod(temporary, 0o666 & ~mask)  # as a file that is simply written; mkstemp lets nobody else read it
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 class CsvLog:
