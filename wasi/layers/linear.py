@@ -63,6 +63,17 @@ class LinearBase(Module):
             return total + 2 * M * K * self.out_features + (2 * M * K * I if prepared else 0)
         return total + self.compression.projected_gradient_flops(shape, K, self.out_features, self.window)
 
+    def _thin_backward(self, dy, x, z, L, R, dL, dR, db, need_dx):
+        """dx of y = (x R') L' + b, or None, for an input x, plain or Compressed; adds to dL, dR and db. z: x R', or None."""
+        if isinstance(x, Compressed):
+            dx, gl = ops.factored_linear_backward(dy, None, None, L, R, None, None, db, need_dx, window=self.window,
+                                                  size=self._size(x))
+            add_weight_gradient(dR, gl, x, self.window)
+            add_weight_gradient(dL, dy, project(x, R, self.window))
+            return dx
+        z = ops.linear(x, R, window=self.window) if z is None else z
+        return ops.factored_linear_backward(dy, x, z, L, R, dL, dR, db, need_dx, window=self.window)[0]
+
     @property
     def needs_input(self):
         """Whether backward must be given the input again."""
@@ -181,19 +192,12 @@ class FactoredLinear(LinearBase):
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the gradients of L, R and bias. x: the input again if it was not kept."""
         kept, z = self._take_saved()
-        L, R, db, window = self.L.data, self.R.data, self.bias.grad_buffer() if self.bias else None, self.window
         x = x if kept is None else kept
-        size = self._size(x)
-        if isinstance(x, Compressed):
-            dx, gl = ops.factored_linear_backward(dy, None, None, L, R, None, None, db, need_dx, window=window, size=size)
-            add_weight_gradient(self.R.grad_buffer(), gl, x, window)
-            add_weight_gradient(self.L.grad_buffer(), dy, project(x, R, window))
-        else:
-            z = ops.linear(x, R, window=window) if z is None else z
-            dx, _ = ops.factored_linear_backward(dy, x, z, L, R, self.L.grad_buffer(), self.R.grad_buffer(), db, need_dx,
-                                                 window=window)
+        db = self.bias.grad_buffer() if self.bias else None
+        dx = self._thin_backward(dy, x, z, self.L.data, self.R.data, self.L.grad_buffer(), self.R.grad_buffer(), db, need_dx)
         if need_dx and self.residual is not None:
-            ops.quant_linear_backward(dy, self.residual, out=dx, add=True, exact=self.exact, window=window, size=size)
+            ops.quant_linear_backward(dy, self.residual, out=dx, add=True, exact=self.exact, window=self.window,
+                                      size=self._size(x))
         return dx
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):

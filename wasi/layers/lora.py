@@ -3,7 +3,7 @@
 import numpy as np
 
 from wasi import ops
-from wasi.layers.compression import Compressed, add_weight_gradient, project
+from wasi.layers.compression import Compressed
 from wasi.layers.flops import Flops
 from wasi.layers.linear import LinearBase
 from wasi.layers.module import Module, Parameter
@@ -68,21 +68,15 @@ class LoraLinear(LinearBase):
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the gradients of A, B and bias. x: the input again if it was not kept."""
         kept, z = self._take_saved()
-        A, B, db, window = self.A.data, self._scaled_B(), self.bias.grad_buffer() if self.bias else None, self.window
-        dB = np.zeros_like(B)
         x = x if kept is None else kept
-        size = self._size(x)
-        if isinstance(x, Compressed):
-            dx, gl = ops.factored_linear_backward(dy, None, None, B, A, None, None, db, need_dx, window=window, size=size)
-            add_weight_gradient(self.A.grad_buffer(), gl, x, window)
-            add_weight_gradient(dB, dy, project(x, A, window))
-        else:
-            z = ops.linear(x, A, window=window) if z is None else z
-            dx, _ = ops.factored_linear_backward(dy, x, z, B, A, dB, self.A.grad_buffer(), db, need_dx, window=window)
+        B, db = self._scaled_B(), self.bias.grad_buffer() if self.bias else None
+        dB = np.zeros_like(B)
+        dx = self._thin_backward(dy, x, z, B, self.A.data, dB, self.A.grad_buffer(), db, need_dx)
         grad = self.B.grad_buffer()
         grad += np.float32(self.scale) * dB
         if not need_dx:
             return None
+        window, size = self.window, self._size(x)
         if self.base is not None:
             return ops.quant_linear_backward(dy, self.base, out=dx, add=True, window=window, size=size)
         return ops.add(dx, ops.linear_backward(dy, None, self.weight.data, window=window, size=size), out=dx)
