@@ -175,7 +175,8 @@ class VisionTransformer(ImageClassifier):
         total = self.patch_embed.proj.flops((B, P, self.patch_embed.proj.in_features), rule, dx=False)
         total += self.head.flops((B, C), rule)
         parts = [block.flops((B, P + 1, C), rule) for block in self.blocks]
-        return sum((p if i >= self.n_frozen_blocks else Flops(p.forward) for i, p in enumerate(parts)), total)
+        n_frozen = self.n_frozen_blocks
+        return sum((p if i >= n_frozen else Flops(p.forward) for i, p in enumerate(parts)), total)
 
 
 def create_vit(name, num_classes=None, img_size=None, seed=0, **overrides):

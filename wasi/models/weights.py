@@ -281,8 +281,10 @@ def published_shape(model, name, array):
     if name == "patch_embed.proj.weight":
         p = model.config.patch_size
         return array.reshape(-1, 3, p, p)
-    window = convolutions(model).get(name)
-    return array if window is None else kernel_of(array, window)
+    parent, _, last = name.rpartition(".")
+    module = model.get_module(parent) if last == "weight" else None
+    is_convolution = isinstance(module, Linear) and module.window is not None
+    return kernel_of(array, module.window) if is_convolution else array
 
 
 def kernel_of(rows, window):
