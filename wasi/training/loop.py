@@ -2,8 +2,6 @@
 
 import contextlib
 import itertools
-import signal
-import threading
 import time
 from dataclasses import asdict, dataclass
 
@@ -11,8 +9,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 import wasi
-from wasi.layers.linear import LinearBase
-from wasi.layers.module import Buffer
 from wasi.models import save_model
 from wasi.training.augment import mix
 from wasi.training.callbacks import (
@@ -35,6 +31,7 @@ from wasi.training.checkpoint import (
 )
 from wasi.training.config import FREE_FIELDS, EarlyStopping, ParamGroup, TrainConfig
 from wasi.training.ema import Snapshot, WeightAverage
+from wasi.training.interrupt import Abandoned, Interrupt, as_before
 from wasi.training.memory import (
     bytes_by_layer,
     count_bytes,
@@ -79,60 +76,25 @@ class TrainResult:
     stopped: str | None  # why a callback ended it before its last epoch
 
 
-class _Abandoned(BaseException):
-    """Ctrl-C came while what runs can be left and done again."""
-
-
-class _Interrupt:
-    """Turns Ctrl-C into a flag, so that an update ends whole and the run is saved. Main thread only.
-
-    Within `abandonable()` it raises _Abandoned at once. A second Ctrl-C is a KeyboardInterrupt.
-    """
-
-    def __enter__(self):
-        self.asked = self._raises = False
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        if self._raises:
-            raise _Abandoned
-
-    @contextlib.contextmanager
-    def abandonable(self, on=True):
-        """Lets Ctrl-C end the block by _Abandoned."""
-        self._raises = on
-        try:
-            yield
-        finally:
-            self._raises = False
-
-    def __exit__(self, *error):
-        if self._main:
-            signal.signal(signal.SIGINT, self._before)
-
-
 class Run:
     """A run under way, as callbacks see it.
 
-    model, optimizer, config, folder (or None), progress (`Progress`), n_steps (of the whole run), average (`WeightAverage` or
-    None); of the last step: batch (`BatchResult`), lr, grad_norm, seconds, counted_bytes (the most that arrays took at once so
-    far); val: the last `Evaluation`.
+    model, optimizer, config, folder (or None), progress (`Progress`), steps_per_epoch, n_steps (of the whole run), average
+    (`WeightAverage` or None), arena (of the steps), step_seconds (a number a step so far); of the last step: batch
+    (`BatchResult`), lr, grad_norm, seconds, counted_bytes (the most that arrays took at once so far); val: the last `Evaluation`.
     """
 
-    def __init__(self, model, config, folder, progress, steps_per_epoch):
+    def __init__(self, model, config, folder, progress, steps_per_epoch, plan=None):
         self.model, self.config, self.folder, self.progress = model, config, folder, progress
-        self.n_steps = config.epochs * steps_per_epoch
+        self.steps_per_epoch, self.n_steps = steps_per_epoch, config.epochs * steps_per_epoch
         self.optimizer = Optimizer(model, config.optimizer, momentum=config.momentum, weight_decay=config.weight_decay,
                                    clip_norm=config.clip_norm, gradient_bits=config.gradient_bits, layerwise=config.layerwise,
                                    state_bits=config.state_bits,
                                    groups=optimizer_groups(model, config.layer_lr_decay, config.param_groups))
         self.average = WeightAverage(model, config.ema) if config.ema else None
+        # Gradients too: with gradient_bits or layerwise they are made in the steps.
+        self.arena = wasi.Arena(plan and (plan.gradient_bytes + plan.saved_bytes + plan.scratch_bytes) * 3 // 2 + 2**20)
+        self.step_seconds, self.epoch_start, self.best_weights = [], None, None
         self.batch = self.lr = self.grad_norm = self.seconds = self.counted_bytes = self.val = None
 
     def stop(self, reason):
@@ -143,6 +105,21 @@ class Run:
     def peak_rss_bytes(self):
         """Highest resident bytes of the process so far."""
         return max(self.progress.peak_rss_bytes, peak_rss_bytes())
+
+    @property
+    def step_peak_bytes(self):
+        """Highest in arrays that steps made so far."""
+        return max(self.progress.step_peak_bytes, self.arena.stats()["peak_bytes"])
+
+    @property
+    def saves(self):
+        """Whether it writes checkpoints."""
+        return self.folder is not None and self.config.checkpoint_every != 0
+
+    @property
+    def restores_best(self):
+        """Whether it leaves the model of its best epoch."""
+        return self.config.early_stopping is not None and self.config.early_stopping.restore_best
 
     def averaged_weights(self):
         """A context in which the model has the averaged weights, where they are wanted."""
@@ -181,142 +158,186 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
         resume.restore_model(model)
         now = resume.progress
         resume.restore_loader(train_loader)
-    run = Run(model, config, folder, now, len(train_loader))
-    optimizer = run.optimizer
+    run = Run(model, config, folder, now, len(train_loader), plan)
     classes = list(getattr(getattr(train_loader, "dataset", train_loader), "classes", ()))
-    watching = _built_in(run, label if progress else None, classes)
-    watching += callbacks
+    watching = [*_built_in(run, label if progress else None, classes), *callbacks]
     parts = _parts(run, watching)
-    # Gradients too: with gradient_bits or layerwise they are made in the steps.
-    arena = wasi.Arena(plan and (plan.gradient_bytes + plan.saved_bytes + plan.scratch_bytes) * 3 // 2 + 2**20)
-    seconds, best_weights = [], None
     with contextlib.ExitStack() as stack:
         if resume is not None:
-            for name, part in parts.items():
-                if name in resume.state["parts"] or not name.startswith("callback."):
-                    resume.restore(name, part)
-            tqdm.write(resume.summary())
+            _restore_parts(resume, parts)
         for callback in watching:
             callback.on_train_begin(run)
             stack.callback(callback.on_train_end, run)
         if resume is not None and folder:
-            seconds = list(read_steps(folder.path / "steps.csv")["seconds"])
-
+            run.step_seconds = list(read_steps(folder.path / "steps.csv")["seconds"])
         release_freed()  # what making the model and opening the data took beyond what they keep
         reset_peak_rss()
-
-        def save():
-            now.epoch_seconds = time.perf_counter() - epoch_start
-            now.step_peak_bytes = max(now.step_peak_bytes, arena.stats()["peak_bytes"])
-            now.peak_rss_bytes = run.peak_rss_bytes
-            state = {**identity, "progress": asdict(now), "loader": _loader_state(train_loader, now.done)}
-            save_checkpoint(checkpoint_path(folder.path, now.step), model, parts, state)
-            prune_checkpoints(folder.path, now.step, config.keep, now.best and now.best["step"])
-
-        interrupt = stack.enter_context(_Interrupt())
-        saving = folder is not None and config.checkpoint_every != 0
-        restoring = config.early_stopping is not None and config.early_stopping.restore_best
-        epoch_start = time.perf_counter() - now.epoch_seconds
+        interrupt = stack.enter_context(Interrupt())
+        run.epoch_start = time.perf_counter() - now.epoch_seconds
         try:
             while now.epoch <= config.epochs and not now.stopped:
                 for images, labels in _remaining(train_loader, now.done):
-                    if interrupt.asked:
-                        raise _Abandoned
-                    started = time.perf_counter()
-                    run.lr = scheduled_rate(config, now.step, len(train_loader))
-                    if config.mixup or config.cutmix:
-                        images, labels = mix(images, labels, model.config.num_classes, np.random.default_rng(
-                            (config.seed, MIX_STREAM, now.step)), config.mixup, config.cutmix, config.mix_prob)
-                    try:
-                        with arena:
-                            with _as_before(model), interrupt.abandonable(not config.layerwise):
-                                run.batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing,
-                                                                optimizer.after_backward(run.lr), class_weights)
-                            run.grad_norm = optimizer.step(run.lr)
-                    except ArithmeticError as error:
-                        raise type(error)(f"step {now.step}, lr {run.lr:.3g}: {error}") from error
-                    run.seconds = time.perf_counter() - started
-                    seconds.append(run.seconds)
-                    if run.batch.saved_bytes > now.saved_bytes:
-                        now.saved_bytes = run.batch.saved_bytes
-                        now.flops_per_image = (model.training_flops(run.batch.n, optimizer.rule, config.micro_batch).total
-                                               / run.batch.n)
-                    now.add(run.batch)
-                    image_bytes = getattr(train_loader, "buffer_bytes", images.nbytes)
-                    run.counted_bytes = counted_peak(model, optimizer, arena, image_bytes, run.average)
-                    if now.step <= N_FIRST_STEPS:
-                        now.counted_peak_bytes = run.counted_bytes
-                    if folder and now.step == min(N_FIRST_STEPS, run.n_steps):
-                        layers = bytes_by_layer(model, optimizer, run.batch.saved, run.average)
-                        folder.write_json("layers.json", {"step": now.step, "layers": layers})
-                    if plan and now.step == min(N_FIRST_STEPS, run.n_steps):
-                        grown = None if data_rss_bytes is None else peak_rss_bytes() - data_rss_bytes
-                        planned = plan.peak_bytes + (run.average.nbytes if run.average else 0)
-                        tqdm.write(compare_with_plan(planned, now.counted_peak_bytes, now.step, grown))
+                    interrupt.check()
+                    _update(run, images, labels, class_weights, interrupt)
+                    _count(run, getattr(train_loader, "buffer_bytes", images.nbytes))
+                    if now.step == min(N_FIRST_STEPS, run.n_steps):
+                        _tell_of_memory(run, plan, data_rss_bytes)
                     for callback in watching:
                         callback.on_step_end(run)
-                    if saving and config.checkpoint_every and now.step % config.checkpoint_every == 0:
-                        save()
-                if interrupt.asked:
-                    raise _Abandoned
-                with run.averaged_weights():
-                    with arena, interrupt.abandonable():
-                        run.val = evaluate(model, val_loader, config.micro_batch)
-                    record = now.record(run.val, time.perf_counter() - epoch_start)
-                    is_best = now.end_epoch(record, config.monitor)
-                    if is_best and restoring and not saving:
-                        best_weights = Snapshot(model)
-                epoch_start = time.perf_counter()
+                    if run.saves and config.checkpoint_every and now.step % config.checkpoint_every == 0:
+                        _save(run, train_loader, parts, identity)
+                interrupt.check()
+                record, is_best = _validate(run, val_loader, interrupt)
                 if folder:
                     folder.write_json("epochs.json", now.records)
                 for callback in watching:
                     callback.on_epoch_end(run, record)
-                if saving and (config.checkpoint_every is None or is_best):
-                    save()
-        except _Abandoned:
+                if run.saves and (config.checkpoint_every is None or is_best):
+                    _save(run, train_loader, parts, identity)
+        except Abandoned:
             model.zero_grad()
             model.drop_saved()
-            if saving:
-                save()
+            if run.saves:
+                _save(run, train_loader, parts, identity)
     if now.stopped and progress:
         tqdm.write(f"stopped after epoch {now.epoch - 1}: {now.stopped}")
-    counted = {**count_bytes(model, optimizer, run.average), "saved_bytes": now.saved_bytes}
-    ranks = {name: layer.rank for name, (layer, _) in optimizer.factored.items()}
-    restored = restoring and not interrupt.asked and now.best["epoch"] < now.epoch - 1
-    if restored and saving:
-        ranks = _restore_best(run)
-    elif restored and best_weights is not None:
-        best_weights.restore(model)
-    elif run.average:
-        run.average.swap()
-    records, peak_rss = now.records, run.peak_rss_bytes
-    left = records[now.best["epoch"] - 1 if restored else -1] if records else {}
-    result = TrainResult(
-        epochs=records,
-        val_accuracy=left.get("val_accuracy", float("nan")),
-        val_loss=left.get("val_loss", float("nan")),
-        seconds_per_step=sorted(seconds)[len(seconds) // 2] if seconds else float("nan"),
-        peak_rss_bytes=peak_rss,
-        peak_rss_above_start_bytes=peak_rss - start_rss,
-        planned_peak_bytes=plan and plan.peak_bytes,
-        counted_peak_bytes=now.counted_peak_bytes,
-        step_peak_bytes=max(now.step_peak_bytes, arena.stats()["peak_bytes"]),
-        parameters=sum(p.data.size for _, p in model.named_parameters()),
-        counted=counted,
-        flops_per_image=now.flops_per_image,
-        ranks=ranks,
-        interrupted=interrupt.asked,
-        best=now.best,
-        stopped=now.stopped,
-    )
+    result = _result(run, start_rss, plan, interrupt.asked)
     if folder:
-        if not (interrupt.asked and saving):  # else the checkpoint is the model, and nothing keeps the user waiting
+        if not (interrupt.asked and run.saves):  # else the checkpoint is the model, and nothing keeps the user waiting
             save_model(model, folder.path / "model.safetensors", {"classes": classes})
-            if records:
-                plot_curves({label: (read_steps(folder.path / "steps.csv"), records)}, folder.path / "curves.png")
+            if now.records:
+                plot_curves({label: (read_steps(folder.path / "steps.csv"), now.records)}, folder.path / "curves.png")
         # Last: where it lies, the run is whole.
         folder.write_json("result.json", {**asdict(result), "config": asdict(config), "environment": environment()})
     return result
+
+
+# --- a step and an epoch ----------------------------------------------------------------------------------------------------
+
+
+def _update(run, images, labels, class_weights, interrupt):
+    """One update of the model by a batch. Raises Abandoned where Ctrl-C comes before it; the model is then as it was."""
+    model, config, now = run.model, run.config, run.progress
+    started = time.perf_counter()
+    run.lr = scheduled_rate(config, now.step, run.steps_per_epoch)
+    if config.mixup or config.cutmix:
+        rng = np.random.default_rng((config.seed, MIX_STREAM, now.step))
+        images, labels = mix(images, labels, model.config.num_classes, rng, config.mixup, config.cutmix, config.mix_prob)
+    try:
+        with run.arena:
+            with as_before(model), interrupt.abandonable(not config.layerwise):
+                run.batch = accumulate_gradient(model, images, labels, config.micro_batch, config.label_smoothing,
+                                                run.optimizer.after_backward(run.lr), class_weights)
+            run.grad_norm = run.optimizer.step(run.lr)
+    except ArithmeticError as error:
+        raise type(error)(f"step {now.step}, lr {run.lr:.3g}: {error}") from error
+    run.seconds = time.perf_counter() - started
+    run.step_seconds.append(run.seconds)
+    now.add(run.batch)
+
+
+def _count(run, image_bytes):
+    """Takes the last step's memory and FLOPs into the run's figures. image_bytes: of the batch and what it was made from."""
+    now, batch = run.progress, run.batch
+    if batch.saved_bytes > now.saved_bytes:
+        now.saved_bytes = batch.saved_bytes
+        now.flops_per_image = run.model.training_flops(batch.n, run.optimizer.rule, run.config.micro_batch).total / batch.n
+    run.counted_bytes = counted_peak(run.model, run.optimizer, run.arena, image_bytes, run.average)
+    if now.step <= N_FIRST_STEPS:
+        now.counted_peak_bytes = run.counted_bytes
+
+
+def _tell_of_memory(run, plan, data_rss_bytes):
+    """Writes layers.json, and prints planned and measured peak where there is a plan."""
+    step = run.progress.step
+    if run.folder:
+        layers = bytes_by_layer(run.model, run.optimizer, run.batch.saved, run.average)
+        run.folder.write_json("layers.json", {"step": step, "layers": layers})
+    if plan:
+        grown = None if data_rss_bytes is None else peak_rss_bytes() - data_rss_bytes
+        planned = plan.peak_bytes + (run.average.nbytes if run.average else 0)
+        tqdm.write(compare_with_plan(planned, run.progress.counted_peak_bytes, step, grown))
+
+
+def compare_with_plan(planned, counted, n_steps, rss):
+    """A line for people: what was planned, what arrays took, and, where it is known, what the process grew by since the model
+    was made."""
+    grown = "" if rss is None else f"; the process grew by {mib(rss):.1f} MiB from before the model was made"
+    return (f"peak memory after {n_steps} steps: planned {mib(planned):.1f} MiB, measured {mib(counted):.1f} MiB in arrays "
+            f"({100 * (counted / planned - 1):+.1f} %){grown}")
+
+
+def _validate(run, val_loader, interrupt):
+    """Evaluates the epoch under way and ends it; returns its record and whether it is the best so far."""
+    now = run.progress
+    with run.averaged_weights():
+        with run.arena, interrupt.abandonable():
+            run.val = evaluate(run.model, val_loader, run.config.micro_batch)
+        record = now.record(run.val, time.perf_counter() - run.epoch_start)
+        is_best = now.end_epoch(record, run.config.monitor)
+        if is_best and run.restores_best and not run.saves:
+            run.best_weights = Snapshot(run.model)
+    run.epoch_start = time.perf_counter()
+    return record, is_best
+
+
+def _save(run, train_loader, parts, identity):
+    """Writes a checkpoint and drops those that config.keep has no room for."""
+    now, config = run.progress, run.config
+    now.epoch_seconds = time.perf_counter() - run.epoch_start
+    now.step_peak_bytes, now.peak_rss_bytes = run.step_peak_bytes, run.peak_rss_bytes
+    state = {**identity, "progress": asdict(now), "loader": _loader_state(train_loader, now.done)}
+    save_checkpoint(checkpoint_path(run.folder.path, now.step), run.model, parts, state)
+    prune_checkpoints(run.folder.path, now.step, config.keep, now.best and now.best["step"])
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------------
+
+
+def _result(run, start_rss_bytes, plan, interrupted):
+    """Leaves the model with the weights that are wanted and returns the TrainResult."""
+    now, model = run.progress, run.model
+    counted = {**count_bytes(model, run.optimizer, run.average), "saved_bytes": now.saved_bytes}
+    restored = run.restores_best and not interrupted and now.best["epoch"] < now.epoch - 1
+    if restored and run.saves:
+        _restore_best(run)
+    elif restored and run.best_weights is not None:
+        run.best_weights.restore(model)
+    elif run.average:
+        run.average.swap()
+    left = now.records[now.best["epoch"] - 1 if restored else -1] if now.records else {}
+    seconds, peak_rss = sorted(run.step_seconds), run.peak_rss_bytes
+    return TrainResult(
+        epochs=now.records,
+        val_accuracy=left.get("val_accuracy", float("nan")),
+        val_loss=left.get("val_loss", float("nan")),
+        seconds_per_step=seconds[len(seconds) // 2] if seconds else float("nan"),
+        peak_rss_bytes=peak_rss,
+        peak_rss_above_start_bytes=peak_rss - start_rss_bytes,
+        planned_peak_bytes=plan and plan.peak_bytes,
+        counted_peak_bytes=now.counted_peak_bytes,
+        step_peak_bytes=run.step_peak_bytes,
+        parameters=sum(p.data.size for _, p in model.named_parameters()),
+        counted=counted,
+        flops_per_image=now.flops_per_image,
+        ranks={name: model.get_module(name).rank for name in run.optimizer.factored},
+        interrupted=interrupted,
+        best=now.best,
+        stopped=now.stopped,
+    )
+
+
+def _restore_best(run):
+    """Gives the model the weights of its best epoch, from the checkpoint."""
+    best = Checkpoint(checkpoint_path(run.folder.path, run.progress.best["step"]))
+    best.restore_model(run.model)
+    if run.average:
+        average = WeightAverage(run.model, run.config.ema)
+        best.restore("ema", average)
+        average.swap()
+
+
+# --- what a run begins with and goes on from --------------------------------------------------------------------------------
 
 
 def _check_targets(config, model):
@@ -359,15 +380,12 @@ def _parts(run, callbacks):
     return parts
 
 
-def _restore_best(run):
-    """Gives the model the weights of its best epoch, from the checkpoint; returns the ranks that `TrainResult` speaks of."""
-    best = Checkpoint(checkpoint_path(run.folder.path, run.progress.best["step"]))
-    best.restore_model(run.model)
-    if run.average:
-        average = WeightAverage(run.model, run.config.ema)
-        best.restore("ema", average)
-        average.swap()
-    return {name: run.model.get_module(name).rank for name in run.optimizer.factored}
+def _restore_parts(resume, parts):
+    """Gives the parts what the checkpoint remembers of them; a callback that it does not know begins anew."""
+    for name, part in parts.items():
+        if name in resume.state["parts"] or not name.startswith("callback."):
+            resume.restore(name, part)
+    tqdm.write(resume.summary())
 
 
 def _identity(config, train_loader, val_loader, plan):
@@ -394,27 +412,3 @@ def _remaining(loader, done):
     if done == len(loader):
         return ()
     return loader if done == 0 or hasattr(loader, "load_state_dict") else itertools.islice(loader, done, None)
-
-
-@contextlib.contextmanager
-def _as_before(model):
-    """Gives compressed activations their subspaces and norms their running statistics back where the block is abandoned."""
-    compressions = [m.compression for _, m in model.named_modules() if isinstance(m, LinearBase) and m.compression is not None]
-    before = [[a.copy() for a in c.state()] for c in compressions]
-    buffers = [(p, p.data.copy()) for _, p in model.named_parameters() if isinstance(p, Buffer)]
-    try:
-        yield
-    except _Abandoned:
-        for compression, arrays in zip(compressions, before):
-            compression.set_state(arrays)
-        for buffer, data in buffers:
-            buffer.data = data
-        raise
-
-
-def compare_with_plan(planned, counted, n_steps, rss):
-    """A line for people: what was planned, what arrays took, and, where it is known, what the process grew by since the model
-    was made."""
-    grown = "" if rss is None else f"; the process grew by {mib(rss):.1f} MiB from before the model was made"
-    return (f"peak memory after {n_steps} steps: planned {mib(planned):.1f} MiB, measured {mib(counted):.1f} MiB in arrays "
-            f"({100 * (counted / planned - 1):+.1f} %){grown}")
