@@ -16,7 +16,7 @@ from wasi.cli import main
 from wasi.models import load_llama
 from wasi.models.exporting import export, export_tensors
 from wasi.models.methods import MethodOptions, apply_method
-from wasi.models.weights import timm_name
+from wasi.models.published_names import TORCHVISION, our_name
 from wasi.training.checkpoint import Progress, save_checkpoint
 
 METHODS = ["dense", "wsi", "qwasi", "lora", "svd-llm-lora"]
@@ -123,8 +123,8 @@ def test_torchvision_names_are_those_that_are_read(tmp_path, build):
     read_again = wasi.create_model("vit_tiny_patch16_224", **VIT) if build is vit else swin()
     wasi.load_weights(read_again, tmp_path / "m.safetensors")
     assert relative_error(read_again.forward(images(model)), model.forward(images(model))) < 1e-5
-    assert ({timm_name(name) for name in tensors.keys() - computed}
-            == {re.sub(r"^head\.fc\.", "head.", name) for name in export_tensors(model)})
+    pairs = TORCHVISION[model.architecture]
+    assert {our_name(name, pairs) for name in tensors.keys() - computed} == export_tensors(model).keys()
 
 
 def import_or_skip(name):

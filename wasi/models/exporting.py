@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,65 +12,12 @@ from wasi.layers.frozen import Bf16Embedding
 from wasi.layers.windows import WindowAttention, relative_positions
 from wasi.models.inference import mergeable
 from wasi.models.llama_files import hugging_face_decoder, write_hugging_face
+from wasi.models.published_names import HUGGING_FACE, TORCHVISION, their_name
 from wasi.models.weights import atomic_file, kernel_of, published_shape, write_tensors
 
 # What each architecture can be exported as.
 FORMATS = {"vit": ("timm", "torchvision", "hugging-face", "onnx"), "swin": ("timm", "torchvision", "hugging-face", "onnx"),
            "resnet": ("timm", "torchvision", "onnx"), "llama": ("hugging-face", "onnx")}
-
-# timm's names of ViT and Swin, as patterns, and torchvision's.
-_TORCHVISION = {
-    "vit": [
-        (r"patch_embed\.proj\.(.*)", r"conv_proj.\1"),
-        (r"cls_token", "class_token"),
-        (r"pos_embed", "encoder.pos_embedding"),
-        (r"norm\.(.*)", r"encoder.ln.\1"),
-        (r"head\.(.*)", r"heads.head.\1"),
-        (r"blocks\.(\d+)\.norm([12])\.(.*)", r"encoder.layers.encoder_layer_\1.ln_\2.\3"),
-        (r"blocks\.(\d+)\.attn\.qkv\.(.*)", r"encoder.layers.encoder_layer_\1.self_attention.in_proj_\2"),
-        (r"blocks\.(\d+)\.attn\.proj\.(.*)", r"encoder.layers.encoder_layer_\1.self_attention.out_proj.\2"),
-        (r"blocks\.(\d+)\.mlp\.fc1\.(.*)", r"encoder.layers.encoder_layer_\1.mlp.0.\2"),
-        (r"blocks\.(\d+)\.mlp\.fc2\.(.*)", r"encoder.layers.encoder_layer_\1.mlp.3.\2"),
-    ],
-    "swin": [
-        (r"patch_embed\.proj\.(.*)", r"features.0.0.\1"),
-        (r"patch_embed\.norm\.(.*)", r"features.0.2.\1"),
-        (r"norm\.(.*)", r"norm.\1"),
-        (r"head\.fc\.(.*)", r"head.\1"),
-        (r"layers\.(\d+)\.downsample\.(.*)", lambda m: f"features.{2 * int(m[1])}.{m[2]}"),
-        (r"layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc1\.(.*)", lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}.mlp.0.{m[3]}"),
-        (r"layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc2\.(.*)", lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}.mlp.3.{m[3]}"),
-        (r"layers\.(\d+)\.blocks\.(\d+)\.(.*)", lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}.{m[3]}"),
-    ],
-}
-
-# timm's names of a block's parts, and those of Hugging Face's ViT and Swin transformer.
-_HUGGING_FACE_PARTS = {
-    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
-    "attn.q": "attention.{inner}.query", "attn.k": "attention.{inner}.key", "attn.v": "attention.{inner}.value",
-    "attn.relative_position_bias_table": "attention.self.relative_position_bias_table",
-    "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
-}
-_HUGGING_FACE = {
-    "vit": [
-        (r"patch_embed\.proj\.(.*)", r"vit.embeddings.patch_embeddings.projection.\1"),
-        (r"cls_token", "vit.embeddings.cls_token"),
-        (r"pos_embed", "vit.embeddings.position_embeddings"),
-        (r"norm\.(.*)", r"vit.layernorm.\1"),
-        (r"head\.(.*)", r"classifier.\1"),
-        (r"blocks\.(\d+)\.(.*?)(\.weight|\.bias|)",
-         lambda m: f"vit.encoder.layer.{m[1]}.{_HUGGING_FACE_PARTS[m[2]].format(inner='attention')}{m[3]}"),
-    ],
-    "swin": [
-        (r"patch_embed\.proj\.(.*)", r"swin.embeddings.patch_embeddings.projection.\1"),
-        (r"patch_embed\.norm\.(.*)", r"swin.embeddings.norm.\1"),
-        (r"norm\.(.*)", r"swin.layernorm.\1"),
-        (r"head\.fc\.(.*)", r"classifier.\1"),
-        (r"layers\.(\d+)\.downsample\.(.*)", lambda m: f"swin.encoder.layers.{int(m[1]) - 1}.downsample.{m[2]}"),
-        (r"layers\.(\d+)\.blocks\.(\d+)\.(.*?)(\.weight|\.bias|)",
-         lambda m: f"swin.encoder.layers.{m[1]}.blocks.{m[2]}.{_HUGGING_FACE_PARTS[m[3]].format(inner='self')}{m[4]}"),
-    ],
-}
 
 
 def export(model, path, format, factored=False, opset=17, classes=None, overwrite=False):
@@ -127,10 +73,10 @@ def export(model, path, format, factored=False, opset=17, classes=None, overwrit
         with _named_errors(path):
             write_hugging_face(path, tensors, settings)
         return
-    if format == "torchvision" and model.architecture in _TORCHVISION:  # a ResNet's names are timm's
+    if format == "torchvision" and model.architecture in TORCHVISION:  # a ResNet's names are timm's
         tensors |= {f"{name}.relative_position_index": relative_positions(module.window)
                     for name, module in model.named_modules() if isinstance(module, WindowAttention)}
-        tensors = {renamed(name, _TORCHVISION[model.architecture]): array for name, array in tensors.items()}
+        tensors = {their_name(name, TORCHVISION[model.architecture]): array for name, array in tensors.items()}
     with _named_errors(path):
         write_tensors(path, tensors, {"format": "pt"} | ({"classes": json.dumps(list(classes))} if classes else {}))
 
@@ -196,14 +142,5 @@ def hugging_face_images(model, tensors, classes):
                      "mlp_ratio": c.mlp_ratio}
     pixels = {"image_processor_type": "ViTImageProcessor", "size": {"height": c.img_size, "width": c.img_size}, "do_resize": True,
               "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": c.mean, "image_std": c.std}
-    tensors = {renamed(name, _HUGGING_FACE[model.architecture]): array for name, array in split.items()}
+    tensors = {their_name(name, HUGGING_FACE[model.architecture]): array for name, array in split.items()}
     return tensors, {"preprocessor_config.json": pixels, "config.json": settings}
-
-
-def renamed(name, patterns):
-    """The name that the first fitting one of (pattern, replacement) gives a tensor."""
-    for pattern, replacement in patterns:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return replacement(match) if callable(replacement) else match.expand(replacement)
-    raise KeyError(name)

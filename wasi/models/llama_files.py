@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from wasi.models.llama import Llama, LlamaConfig, random_arrays
+from wasi.models.published_names import HUGGING_FACE, their_name
 from wasi.models.weights import TensorFile, WeightsError, atomic_file, write_tensors
 
 _HEADER = "dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len"
@@ -20,16 +21,6 @@ _SETTINGS = {"vocab_size": "vocab_size", "hidden_size": "embed_dim", "intermedia
              "head_dim": "head_dim", "max_position_embeddings": "max_length", "rms_norm_eps": "norm_eps",
              "rope_theta": "rope_theta"}
 
-# Our names, as patterns, and Hugging Face's.
-_HUGGING_FACE = [
-    (r"embed\.weight", "model.embed_tokens.weight"),
-    (r"blocks\.(\d+)\.norm1\.weight", r"model.layers.\1.input_layernorm.weight"),
-    (r"blocks\.(\d+)\.norm2\.weight", r"model.layers.\1.post_attention_layernorm.weight"),
-    (r"blocks\.(\d+)\.attn\.([qkvo]_proj\.weight)", r"model.layers.\1.self_attn.\2"),
-    (r"blocks\.(\d+)\.mlp\.(\w+_proj\.weight)", r"model.layers.\1.mlp.\2"),
-    (r"norm\.weight", "model.norm.weight"),
-]
-
 
 def hugging_face_name(name, classifier=False):
     """The name that Hugging Face's Llama gives one of our parameters, or of the two linears NAME.0, NAME.1 that stand for one."""
@@ -38,10 +29,7 @@ def hugging_face_name(name, classifier=False):
         return hugging_face_name(f"{part[1]}.weight", classifier).removesuffix("weight") + f"{part[2]}.weight"
     if name == "head.weight":
         return "score.weight" if classifier else "lm_head.weight"
-    for pattern, replacement in _HUGGING_FACE:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    raise KeyError(name)
+    return their_name(name, HUGGING_FACE["llama"])
 
 
 def load_llama(path, num_classes=None, last_layers=None, seed=0):

@@ -8,7 +8,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,60 +20,13 @@ from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.linear import FactoredLinear, Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.layers.published import DenseWeightLinear
+from wasi.models.published_names import names_in_file
 
 FORMAT_VERSION = 1
 
 PARTIAL = ".part"  # ends the name of a file that is being written
 _DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64", "uint8": "U8", "uint16": "U16"}
-
-# torchvision's names of ViT and Swin, as patterns, and timm's.
-_TORCHVISION = [
-    (r"conv_proj\.(weight|bias)", r"patch_embed.proj.\1"),
-    (r"class_token", "cls_token"),
-    (r"encoder\.pos_embedding", "pos_embed"),
-    (r"encoder\.ln\.(weight|bias)", r"norm.\1"),
-    (r"heads\.head\.(weight|bias)", r"head.\1"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(weight|bias)", r"blocks.\1.attn.qkv.\2"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:linear_1|0)\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:linear_2|3)\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
-    (r"features\.0\.0\.(weight|bias)", r"patch_embed.proj.\1"),
-    (r"features\.0\.2\.(weight|bias)", r"patch_embed.norm.\1"),
-    (r"features\.(\d+)\.(norm|reduction)\.(weight|bias)", lambda m: f"layers.{int(m[1]) // 2}.downsample.{m[2]}.{m[3]}"),
-    (r"features\.(\d+)\.(\d+)\.mlp\.0\.(weight|bias)", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.mlp.fc1.{m[3]}"),
-    (r"features\.(\d+)\.(\d+)\.mlp\.3\.(weight|bias)", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.mlp.fc2.{m[3]}"),
-    (r"features\.(\d+)\.(\d+)\.((?:norm|attn).*)", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.{m[3]}"),
-]
-
-# What published files hold besides: tables that follow from the sizes, and counts that nothing is computed from.
-_COMPUTED = (".relative_position_index", ".attn_mask", ".num_batches_tracked")
 _BIAS_TABLE = ".relative_position_bias_table"
-
-
-def timm_name(name):
-    """The timm name of a tensor that goes by its timm or torchvision name."""
-    for pattern, replacement in _TORCHVISION:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name
-
-
-def names_in_file(names, architecture):
-    """{timm name: name in the file}, without tables and counts that the model does not need.
-
-    Swin files that end a stage by its merging, as the paper's authors' and timm's before 0.9 do, are told by layers.0.downsample.
-    """
-    by_name = {timm_name(name): name for name in names if not name.endswith(_COMPUTED)}
-    if architecture != "swin":
-        return by_name
-    late = any(name.startswith("layers.0.downsample.") for name in by_name)
-    found = {}
-    for name, theirs in by_name.items():
-        if late:
-            name = re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
-        found[re.sub(r"^head\.(weight|bias)$", r"head.fc.\1", name)] = theirs
-    return found
 
 
 class WeightsError(ValueError):
