@@ -1,66 +1,132 @@
 """Accuracy, memory and time of fine-tuning a small decoder on SST-2: dense, LoRA, WASI and their quantised forms.
 
-    python benchmarks/decoder_sst2.py --data SST2 --weights stories260K.bin --tokenizer tok512.bin --out decoder_sst2
+Trains what the folder of runs does not hold yet and writes the table from it, so an interrupted command goes on where it was:
 
-Each run has a process of its own; all of them see the same batches (AdamW, batch 32, all linears of all blocks; factors start
-whitened, those of qwasi in the gradient's leading directions).
+    python benchmarks/decoder_sst2.py --data SST2 --weights stories260K.bin --tokenizer tok512.bin --runs runs --out decoder_sst2
+
+AdamW, batches of 32 sentences of about one length, all linears of all blocks; factors start whitened, those of qwasi in the
+gradient's leading directions. A seed fixes head, order and LoRA's start. 1,000 of the training sentences are held out: each
+method takes of its learning rates the one that is most accurate on these with the first seed. The table's accuracy is that of
+the last epoch on the sentences of dev.tsv and test.tsv, which nothing was chosen by. Differences are between runs of one seed on
+the same sentences; beside their deviation over seeds stands what the choice of sentences adds, the standard error of their mean.
 """
 
 import argparse
-import tempfile
+import json
+import statistics
+import time
 from pathlib import Path
 
 import harness
 import numpy as np
+from accuracy import difference
 
 import wasi
 from wasi.models.methods import MethodOptions, apply_method
+from wasi.training.callbacks import Callback
 from wasi.training.loop import TrainConfig, train
+from wasi.training.runlog import write_json
 from wasi.training.text import TokenLoader, TokenSet, open_sentences
 
-# Method, its learning rate, what apply_method is told; the update's or factors' rank where it is fixed.
+# Method, learning rates to choose from, what apply_method is told; the update's or factors' rank where it is fixed.
 RUNS = {
-    "dense": ("dense", 1e-3, {}),
-    "lora, rank 8": ("lora", 3e-3, {"rank": 8}),
-    "qlora, rank 8 over 4 bits": ("qlora", 3e-3, {"rank": 8}),
-    "wsi, 0.95": ("wsi", 1e-3, {"variance": 0.95}),
-    "wasi, 0.95": ("wasi", 1e-3, {"variance": 0.95}),
-    "qwasi, rank 8 over 4 bits": ("qwasi", 1e-3, {"rank": 8}),
+    "dense": ("dense", (5e-4, 1.5e-3), {}),
+    "lora, rank 8": ("lora", (3e-3, 1e-2), {"rank": 8}),
+    "qlora, rank 8 over 4 bits": ("qlora", (3e-3, 1e-2), {"rank": 8}),
+    "wsi, 0.95": ("wsi", (5e-4, 1.5e-3), {"variance": 0.95}),
+    "wasi, 0.95": ("wasi", (5e-4, 1.5e-3), {"variance": 0.95}),
+    "qwasi, rank 8 over 4 bits": ("qwasi", (1e-3, 3e-3), {"rank": 8}),
 }
+HELD_OUT = 1000
 
 
-def pack(splits, path):
-    """Writes TokenSets as flat arrays, so that texts are encoded once."""
-    arrays = {}
-    for split, s in splits.items():
-        arrays |= {f"{split}_ids": np.concatenate(s.tokens), f"{split}_lengths": [len(t) for t in s.tokens],
-                   f"{split}_labels": s.labels}
-    np.savez(path, **arrays)
+def open_sets(data, weights_tokenizer, limit=None):
+    """{"train", "chosen by", "test": TokenSet}."""
+    splits = open_sentences(data, wasi.load_tokenizer(weights_tokenizer), 128)
+    held_out, rest = splits["train"].split(HELD_OUT / len(splits["train"]), seed=0)
+    dev, test = splits["val"], splits["test"]
+    test = TokenSet(dev.tokens + test.tokens, np.concatenate([dev.labels, test.labels]), dev.classes)
+    return {"train": rest.subset(limit) if limit else rest, "chosen by": held_out, "test": test}
 
 
-def unpack(path):
-    with np.load(path) as file:
-        return {split: TokenSet(np.split(file[f"{split}_ids"], np.cumsum(file[f"{split}_lengths"])[:-1]), file[f"{split}_labels"],
-                                ("negative", "positive")) for split in ("train", "val")}
+class StepClock(Callback):
+    """CPU seconds of the process from one step's end to the next's."""
+
+    def __init__(self):
+        self.ends = []
+
+    def on_step_end(self, run):
+        self.ends.append(time.process_time())
+
+    def seconds(self):
+        return float(np.median(np.diff(self.ends)))
 
 
-def fine_tune(data, weights, run, epochs, seed):
+def hits(model, sentences):
+    """Whether each was classified right, as text of 0 and 1."""
+    right = [model.forward(tokens).argmax(1) == labels for tokens, labels in TokenLoader(sentences, 32)]
+    return "".join("01"[int(r)] for r in np.concatenate(right))
+
+
+def fine_tune(data, tokenizer, weights, run, lr, epochs, seed, limit):
     """Set-up of a whole run, which is the one step."""
-    splits = unpack(data)
-    method, lr, options = RUNS[run]
+    sets = open_sets(data, tokenizer, limit)
+    method, _, options = RUNS[run]
     model = wasi.load_llama(weights, num_classes=2, seed=seed)
-    loader = TokenLoader(splits["train"], 32, shuffle=True, seed=seed, drop_last=True)
+    loader = TokenLoader(sets["train"], 32, shuffle=True, seed=seed, drop_last=True, group_by_length=True)
     calibration = [batch for batch, _ in zip(loader, range(4))] if method in ("wsi", "wasi", "qwasi") else None
     apply_method(model, method, MethodOptions(("all",), seed=seed, **options), calibration, verbose=False)
     loader.set_epoch(0)
-    config = TrainConfig(epochs=epochs, lr=lr, optimizer="adamw", n_warmup=10)
+    config = TrainConfig(epochs=epochs, lr=lr, optimizer="adamw", n_warmup=50)
 
     def step():
-        result = train(model, loader, TokenLoader(splits["val"], 32), config, progress=False)
-        return {"accuracy": result.val_accuracy, "seconds_per_step": result.seconds_per_step, "flops": result.flops_per_image,
+        clock = StepClock()
+        result = train(model, loader, TokenLoader(sets["chosen by"], 32), config, progress=False, callbacks=[clock])
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return {"accuracy held out": result.val_accuracy, "loss held out": result.val_loss, "hits": hits(model, sets["test"]),
+                "cpu_seconds_per_step": clock.seconds(), "flops": result.flops_per_image,
                 "step_peak_bytes": result.step_peak_bytes, **result.counted}
 
     return step
+
+
+def trained(args, run, lr, seed):
+    """The record of one run, made unless its file holds it."""
+    path = Path(args.runs) / f"{run.replace(', ', '-').replace(' ', '-')}_lr-{lr:g}_seed-{seed}.json"
+    words = {"data": args.data, "tokenizer": args.tokenizer, "weights": args.weights, "run": run, "lr": lr, "epochs": args.epochs,
+             "seed": seed, "limit": args.limit}
+    if not path.exists():
+        record = harness.run_isolated(fine_tune, words, steps=1, warmup=0, threads=args.threads)
+        Path(args.runs).mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        right = record["values"]["hits"]
+        print(f"{path.stem}: held out {record['values']['accuracy held out']:.1%}, test {right.count('1') / len(right):.2%}, "
+              f"{record['values']['cpu_seconds_per_step']:.3f} CPU s a step", flush=True)
+    record = json.loads(path.read_text())
+    if record["args"] != harness.scrub(words):
+        raise ValueError(f"runs: {path.name} is of a run with other settings; name another folder")
+    return record
+
+
+def row(run, records):
+    """A line of the table from a method's records, one a seed."""
+    right = [np.array([c == "1" for c in r["values"]["hits"]]) for r in records]
+    values = {k: v for k, v in records[0]["values"].items() if k != "hits"}
+    return {**records[0], "values": values, "run": run, "lr": records[0]["args"]["lr"],
+            "seeds": [r["args"]["seed"] for r in records],
+            "runs": [{"test": {"hits": h}} for h in right], "accuracy": [100 * float(h.mean()) for h in right],
+            "cpu_seconds_per_step": [r["values"]["cpu_seconds_per_step"] for r in records]}
+
+
+def over_seeds(values):
+    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def lead(r):
+    if not r["lead"]:
+        return ""
+    return f"{over_seeds(r['lead']['seeds'])} ({r['lead']['standard_error']:.1f})"
 
 
 def kib(key):
@@ -68,8 +134,11 @@ def kib(key):
 
 
 COLUMNS = {
-    "method": lambda r: r["args"]["run"],
-    "accuracy on dev": lambda r: f"{100 * r['values']['accuracy']:.1f} %",
+    "method": lambda r: r["run"],
+    "lr": lambda r: f"{r['lr']:g}",
+    "seeds": lambda r: len(r["seeds"]),
+    "accuracy %": lambda r: over_seeds(r["accuracy"]),
+    "less that of dense": lead,
     "weights trained KiB": kib("trained_bytes"),
     "frozen KiB": kib("frozen_bytes"),
     "gradients KiB": kib("gradient_bytes"),
@@ -77,37 +146,46 @@ COLUMNS = {
     "saved for backward KiB": kib("saved_bytes"),
     "peak of a step's arrays KiB": kib("step_peak_bytes"),
     "MFLOP a sample": lambda r: f"{r['values']['flops'] / 1e6:.0f}",
-    "seconds a step": lambda r: harness.seconds(r["values"]["seconds_per_step"]),
+    "CPU seconds a step": lambda r: harness.seconds(statistics.median(r["cpu_seconds_per_step"])),
 }
+
+
+def write_table(args, results):
+    rows = [row(run, records) for run, records in results.items()]
+    for r in rows:
+        n = min(len(r["runs"]), len(rows[0]["runs"]))
+        r["lead"] = None if r is rows[0] else difference(r["runs"][:n], rows[0]["runs"][:n])
+    n_test = len(rows[0]["runs"][0]["test"]["hits"])
+    for r in rows:
+        del r["runs"]
+    print(harness.markdown_table(rows, COLUMNS))
+    if args.out:
+        used = f"{args.limit:,}" if args.limit else f"all but {HELD_OUT:,}"
+        harness.write_results(args.out, f"SST-2, {used} training sentences, {args.epochs} epochs: accuracy on {n_test:,} others, "
+                              "mean ± deviation of seeds (standard error from the choice of sentences)", rows, COLUMNS)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with train.tsv and dev.tsv")
+    parser.add_argument("--data", required=True, help="folder with train.tsv, dev.tsv and test.tsv")
     parser.add_argument("--weights", required=True, help="as of wasi generate")
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--limit", type=int, help="training sentences")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", required=True, help="folder of the runs")
+    parser.add_argument("--methods", nargs="+", default=list(RUNS), choices=RUNS, help="dense first")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--limit", type=int, help="training sentences (default: all but those held out)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", metavar="NAME", help="write NAME.json and NAME.md to benchmarks/results/")
+    parser.add_argument("--out", metavar="NAME", help="write NAME.json and NAME.md to benchmarks/results/, anew after every run")
     args = parser.parse_args()
-    splits = open_sentences(args.data, wasi.load_tokenizer(args.tokenizer), 128)
-    if args.limit:
-        splits["train"] = splits["train"].subset(args.limit)
-    records = []
-    with tempfile.TemporaryDirectory() as folder:
-        data = str(Path(folder) / "sst2.npz")
-        pack({split: splits[split] for split in ("train", "val")}, data)
-        for run in args.runs:
-            words = {"data": data, "weights": args.weights, "run": run, "epochs": args.epochs, "seed": args.seed}
-            records.append(harness.run_isolated(fine_tune, words, steps=1, warmup=0, threads=args.threads))
-            print("; ".join(f"{title}: {cell(records[-1])}" for title, cell in COLUMNS.items()), flush=True)
-    print(harness.markdown_table(records, COLUMNS))
-    if args.out:
-        title = f"SST-2, {len(splits['train'])} sentences, {args.epochs} epochs, seed {args.seed}"
-        harness.write_results(args.out, title, records, COLUMNS)
+    results = {}
+    for seed in args.seeds:
+        for run in args.methods:
+            before = results.setdefault(run, [])
+            rates = [before[0]["args"]["lr"]] if before else RUNS[run][1]
+            tried = [trained(args, run, lr, seed) for lr in rates]
+            before.append(max(tried, key=lambda r: r["values"]["accuracy held out"]))
+        write_table(args, results)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,26 @@ def test_loader_repeats_and_resumes():
         assert np.array_equal(got[0], want[0]) and np.array_equal(got[1], want[1])
 
 
+def test_grouped_batches_hold_texts_of_about_one_length():
+    lengths = np.random.default_rng(0).integers(1, 100, 70)
+    tokens = TokenSet([np.zeros(n, np.int64) for n in lengths], np.arange(70), range(70))
+
+    def epoch(**state):
+        loader = TokenLoader(tokens, 8, shuffle=True, seed=1, group_by_length=True)
+        loader.load_state_dict({"epoch": 2, "batch": 0, **state})
+        return list(loader)
+
+    batches = epoch()
+    assert sorted(np.concatenate([labels for _, labels in batches])) == list(range(70)) and len(batches[-1][1]) == 6
+    assert sum(ids.size for ids, _ in batches[:-1]) < 1.2 * sum(lengths[labels].sum() for _, labels in batches[:-1])
+    widths = [ids.shape[1] for ids, _ in batches[:-1]]
+    assert widths != sorted(widths)
+    assert [labels.tolist() for _, labels in epoch(batch=5)] == [labels.tolist() for _, labels in batches[5:]]
+    with pytest.raises(ValueError, match="group_by_length"):
+        TokenLoader(tokens, 8, shuffle=True, seed=1).load_state_dict(
+            TokenLoader(tokens, 8, shuffle=True, seed=1, group_by_length=True).state_dict())
+
+
 def test_the_loop_trains_a_classifier_of_texts(tmp_path):
     splits = open_sentences(write_sentences(tmp_path, 64), ByteTokenizer())
     model = wasi.create_model("llama_micro", num_classes=2, vocab_size=259, depth=2)

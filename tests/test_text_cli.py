@@ -10,7 +10,7 @@ from wasi.cli import main
 def test_text_classification(tmp_path, capsys, method):
     words = ["train", "--task", "text-classification", "--data", str(write_sentences(tmp_path / "data")), "--method", method,
              "--targets", "all", "--epochs", "2", "--batch-size", "8", "--out", str(tmp_path / "run"), "--quiet",
-             "--length", "20"]
+             "--length", "20", "--group-by-length"]
     assert main(words) == 0
     assert "| top-1 |" in capsys.readouterr().out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -47,6 +47,7 @@ def test_the_last_layers_of_published_weights(tmp_path, shared_data, capsys):
     (["--task", "text-classification"], "--data: expected a folder with train.tsv"),
     (["--task", "lm", "--data", "t", "--img-size", "32"], "--img-size: not an option of --task lm"),
     (["--task", "lm", "--data", "t", "--mixup", "1"], "--mixup: not an option of --task lm"),
+    (["--task", "lm", "--data", "t", "--group-by-length"], "--group-by-length: not an option of --task lm"),
     (["--last-layers", "2"], "--last-layers: not an option of --task image-classification"),
     (["--model", "llama_micro"], "--model: llama_micro takes text"),
     (["--task", "lm", "--data", "t", "--model", "vit_micro_patch4_32"], "expected a text file"),

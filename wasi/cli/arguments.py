@@ -74,6 +74,7 @@ def add_training_options(parser):
     group = parser.add_argument_group("a step, and its memory")
     add = group.add_argument
     add("--batch-size", type=int, help="(default: 32)")
+    add("--group-by-length", action="store_true", help="of texts: batches hold texts of about one length, hence little padding")
     add("--micro-batch", type=int, help="gradient accumulation: samples in flight at once; the gradient stays the batch's")
     add_policy_options(group)
     add("--gradient-bits", type=int, choices=(16, 32), help="of a gradient's sums over micro-batches; 16: bfloat16 (default: 32)")

@@ -205,6 +205,8 @@ def check_options(args, methods):
     for flag, value in (("--mixup", args.mixup or None), ("--cutmix", args.cutmix or None), ("--randaugment", args.randaugment)):
         if value is not None and args.task != "image-classification":
             raise ValueError(f"{flag}: not an option of --task {args.task}")
+    if args.group_by_length and args.task != "text-classification":
+        raise ValueError(f"--group-by-length: not an option of --task {args.task}")
     for flag, value, users in (("--adapt-ranks", args.adapt_ranks, WSI), ("--track-subspaces", args.track_subspaces, TRACKED)):
         if value is not None and value < 0:
             raise ValueError(f"{flag}: expected a positive number of steps, got {value}")

@@ -61,5 +61,6 @@ def longest_batches(dataset, n, settings):
 
 def make_token_loaders(args, batch_size, train_set, val_set):
     """Loaders of both sets; the order of the training samples depends on the seed alone."""
-    return (TokenLoader(train_set, batch_size, shuffle=True, seed=args.seed, drop_last=True),
+    return (TokenLoader(train_set, batch_size, shuffle=True, seed=args.seed, drop_last=True,
+                        group_by_length=args.group_by_length),
             TokenLoader(val_set, min(batch_size, len(val_set))))

@@ -156,11 +156,7 @@ class Loader:
 
     def _batches(self, epoch, first):
         """Yields the batches of an epoch from number `first` on."""
-        n = len(self.dataset)
-        order = np.arange(n)
-        if self.shuffle:
-            np.random.default_rng((self.seed, epoch, ORDER_STREAM)).shuffle(order)
-        chunks = [order[b * self.batch_size : (b + 1) * self.batch_size] for b in range(first, len(self))]
+        chunks = self._chunks(epoch)[first:]
         stop = threading.Event()
         if self.n_workers == 0:
             for chunk in chunks:
@@ -178,6 +174,13 @@ class Loader:
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+
+    def _chunks(self, epoch):
+        """The numbers of the images of each batch of an epoch."""
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            np.random.default_rng((self.seed, epoch, ORDER_STREAM)).shuffle(order)
+        return [order[b * self.batch_size : (b + 1) * self.batch_size] for b in range(len(self))]
 
     def _make(self, indices, epoch, stop):
         """One batch; None where `stop` was set meanwhile."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from wasi.models.llama import PADDING
 from wasi.training.dataset import Problem
-from wasi.training.loader import Loader
+from wasi.training.loader import BATCH_STREAM, Loader
 
+SORTED_BATCHES = 50  # of which texts of about one length are put together
 SPLITS = {"train": "train", "dev": "val", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -74,14 +75,36 @@ class TokenSet:
 
 
 class TokenLoader(Loader):
-    """Iterates over batches of a TokenSet; order, epochs and resumption as of `Loader`. Made by the caller's thread."""
+    """Iterates over batches of a TokenSet; order, epochs and resumption as of `Loader`. Made by the caller's thread.
 
-    def __init__(self, dataset, batch_size, shuffle=False, seed=0, drop_last=False):
+    group_by_length: shuffled texts share batches with texts of about their length, so that rows are hardly filled up; the
+    batches still come in random order.
+    """
+
+    def __init__(self, dataset, batch_size, shuffle=False, seed=0, drop_last=False, group_by_length=False):
         super().__init__(dataset, batch_size, None, shuffle, seed, drop_last, n_workers=0)
+        self.group_by_length = group_by_length
 
     @property
     def buffer_bytes(self):
         return 2 * 2 * 8 * self.batch_size * max(map(len, self.dataset.tokens))
+
+    def _stream(self):
+        return {**super()._stream(), "group_by_length": self.group_by_length}
+
+    def _chunks(self, epoch):
+        chunks = super()._chunks(epoch)
+        if not (self.shuffle and self.group_by_length):
+            return chunks
+        lengths, n = np.array([len(t) for t in self.dataset.tokens]), self.batch_size
+        whole = [c for c in chunks if len(c) == n]
+        sorted_chunks = []
+        for start in range(0, len(whole), SORTED_BATCHES):
+            together = np.concatenate(whole[start : start + SORTED_BATCHES])
+            together = together[np.argsort(lengths[together], kind="stable")]
+            sorted_chunks += [together[i : i + n] for i in range(0, len(together), n)]
+        np.random.default_rng((self.seed, epoch, BATCH_STREAM)).shuffle(sorted_chunks)
+        return sorted_chunks + chunks[len(whole) :]
 
     def _make(self, indices, epoch, stop):
         return self.dataset.batch(indices)
