@@ -57,6 +57,24 @@ def whole_ticks(axes):
         axes.set_xlim(low - 0.5, high + 0.5)
 
 
+def name_bars(axes, names):
+    """Names the bars 0, 1, ... below the axes, in letters that fit between their neighbours while they can be read."""
+    size = 58 * axes.figure.get_figwidth() / max(1, len(names))  # points: 0.8 of a bar's share of the width
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=min(7, max(4, size)))
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.grid(False, axis="x")
+
+
+def stacked_bars(axes, names, parts):
+    """Draws a bar a name, made of parts {label: a height a bar}; a part that is nothing in all of them is left out."""
+    base = [0.0] * len(names)
+    for i, (label, heights) in enumerate(parts.items()):
+        if any(heights):
+            axes.bar(range(len(names)), heights, bottom=base, label=label, color=series_style(i)["color"], width=0.8)
+        base = [b + h for b, h in zip(base, heights)]
+    name_bars(axes, names)
+
+
 def ink():
     """The colour of text and axes."""
     return _LIGHT["ink"]

@@ -11,6 +11,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from wasi.drawing import name_bars, new_figure, save_png, series_style, stacked_bars
 from wasi.layers import ActivationCompression, ActivationPolicy
 from wasi.linalg.wsi import RULES
 from wasi.models.factorize import factorize, find_targets
@@ -212,24 +213,18 @@ class Plan:
 
     def plot(self, path):
         """Draws bytes and error of every layer into a PNG."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(max(7, 0.28 * len(self.layers)), 6), layout="constrained")
-        FigureCanvasAgg(figure)
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        at, base = range(len(self.layers)), [0.0] * len(self.layers)
-        for label, field in (("weights", "weight_bytes"), ("gradients", "gradient_bytes"), ("optimiser", "optimizer_bytes"),
-                             ("saved", "saved_bytes")):
-            heights = [getattr(layer, field) / 2**20 for layer in self.layers]
-            upper.bar(at, heights, bottom=base, label=label)
-            base = [b + h for b, h in zip(base, heights)]
-        upper.set(ylabel="MiB", title=f"{self.method}: {format_bytes(self.peak_bytes)} at the peak, error {self.error:.3f}")
-        upper.legend()
-        lower.bar(at, [layer.error for layer in self.layers], color="tab:red")
-        lower.set(ylabel="relative error")
-        lower.set_xticks(at, [layer.name for layer in self.layers], rotation=90, fontsize=7)
-        figure.savefig(path, dpi=120)
+        kinds = {"weights": "weight_bytes", "gradients": "gradient_bytes", "optimiser": "optimizer_bytes",
+                 "saved for backward": "saved_bytes"}
+        names = [layer.name for layer in self.layers]
+        with new_figure(min(40, max(7, 0.28 * len(names))), 6, 2, 1, sharex=True) as (figure, ((upper,), (lower,))):
+            stacked_bars(upper, names, {label: [getattr(layer, field) / 2**20 for layer in self.layers]
+                                        for label, field in kinds.items()})
+            upper.set(ylabel="MiB", title=f"{self.method}: {format_bytes(self.peak_bytes)} at the peak, error {self.error:.3f}")
+            lower.bar(range(len(names)), [layer.error for layer in self.layers], width=0.8, color=series_style(4)["color"])
+            name_bars(lower, names)
+            lower.set(ylabel="relative error")
+            figure.legend(*upper.get_legend_handles_labels(), loc="outside upper right", ncols=4)
+            save_png(figure, path)
 
 
 def apply_policies(model, layers, recompute, saved_bits):

@@ -1,6 +1,6 @@
 """Figures with a line or a bar a layer: ranks, angles between subspaces, bytes."""
 
-from wasi.drawing import ink, layer_color, new_figure, save_png, series_style, whole_ticks
+from wasi.drawing import ink, layer_color, name_bars, new_figure, save_png, stacked_bars, whole_ticks
 
 # Up to so many layers are named in a legend.
 NAMED = 12
@@ -90,14 +90,7 @@ def plot_ranks(rows, path):
 
 def draw_bytes(axes, names, rows):
     """Draws bytes by kind as stacked bars. names: of the bars; rows: a dict each, with the keys of BYTES."""
-    base = [0.0] * len(rows)
-    for i, (key, label) in enumerate(BYTES.items()):
-        heights = [row[key] / 2**20 for row in rows]
-        if any(heights):
-            axes.bar(range(len(rows)), heights, bottom=base, label=label, color=series_style(i)["color"], width=0.8)
-        base = [b + h for b, h in zip(base, heights)]
-    axes.set_xticks(range(len(rows)), names, rotation=90, fontsize=7)
-    axes.grid(False, axis="x")
+    stacked_bars(axes, names, {label: [row[key] / 2**20 for row in rows] for key, label in BYTES.items()})
     axes.set(ylabel="MiB", title="Where the bytes are")
     axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
@@ -106,6 +99,5 @@ def draw_rank_bars(axes, ranks):
     """Draws ranks that stay: (layer, rank) pairs, a bar each."""
     n = len(ranks)
     axes.bar(range(n), [rank for _, rank in ranks], color=[layer_color(i, n) for i in range(n)], width=0.8)
-    axes.set_xticks(range(n), [name for name, _ in ranks], rotation=90, fontsize=7 if n <= 40 else 5)
-    axes.grid(False, axis="x")
+    name_bars(axes, [name for name, _ in ranks])
     axes.set(ylabel="rank", title="Rank of each layer")
