@@ -25,10 +25,20 @@ def test_language_modelling_and_generation_from_the_run(tmp_path, capsys):
              "--warmup", "5"]
     assert main(words) == 0
     assert "| perplexity |" in capsys.readouterr().out
-    weights = str(tmp_path / "run" / "model.safetensors")
-    assert main(["generate", "--weights", weights, "--tokenizer", "bytes", "--prompt",
-                 "to be", "--tokens", "10"]) == 0
+    weights = tmp_path / "run" / "model.safetensors"
+    assert main(["generate", "--weights", str(weights), "--prompt", "to be", "--tokens", "10"]) == 0
     assert capsys.readouterr().out.startswith("to be")
+    words = ["--task", "lm", "--data", str(tmp_path / "t.txt"), "--length", "32"]
+    told = []
+    for path in (tmp_path / "run", weights, max((tmp_path / "run" / "checkpoints").glob("*.safetensors"))):
+        assert main(["evaluate", str(path), *words]) == 0  # the run knows that it was trained on bytes
+        told.append(capsys.readouterr().out)
+    assert "perplexity" in told[0] and told[0] == told[1] == told[2]
+    alone = weights.rename(tmp_path / "alone.safetensors")
+    assert main(["evaluate", str(alone), *words]) == 2
+    assert "--tokenizer: expected it, or tokenizer.json or tokenizer.bin in " in capsys.readouterr().err
+    assert main(["evaluate", str(alone), *words, "--tokenizer", "bytes"]) == 0
+    assert capsys.readouterr().out == told[0]
 
 
 def test_the_last_layers_of_published_weights(tmp_path, shared_data, capsys):
@@ -38,6 +48,12 @@ def test_the_last_layers_of_published_weights(tmp_path, shared_data, capsys):
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     counted = json.loads((tmp_path / "run" / "result.json").read_text())["counted"]
     assert counted["frozen_bytes"] > counted["trained_bytes"] > 0
+    assert (tmp_path / "run" / "tokenizer.bin").read_bytes() == shared_data("stories260k/tok512.bin").read_bytes()
+    evaluation = ["evaluate", str(tmp_path / "run"), "--task", "text-classification", "--data", str(tmp_path / "data")]
+    capsys.readouterr()
+    assert main(evaluation) == 0  # the tokenizer is that of the run
+    val = json.loads((tmp_path / "run" / "epochs.json").read_text())[-1]
+    assert f"loss {val['val_loss']:.4f}, top-1 {100 * val['val_accuracy']:.2f} %" in capsys.readouterr().out
     assert main([*words, "--out", str(tmp_path / "other"), "--last-layers", "6"]) == 2
     assert "last_layers: expected 0 to 5, got 6" in capsys.readouterr().err
 

@@ -36,8 +36,8 @@ def add_data_options(parser):
     add("--model", help="architecture (default: vit_tiny_patch16_224 with --weights, else vit_micro_patch4_32; for texts "
                         "llama_micro)")
     add("--img-size", type=int, help="pixels a side (default: the architecture's)")
-    add("--tokenizer", help="of texts: tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
-                            "beside the weights, bytes without any)")
+    add("--tokenizer", help="of texts: tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json or "
+                            "tokenizer.bin beside the weights, or that of their run; bytes without weights)")
     add("--length", type=int, default=128, help="of texts: tokens a sample; longer sentences are cut")
     add("--last-layers", type=int, help="of a decoder: train the last so many blocks only (default: all)")
     add("--freeze", help="parameters or modules to leave as they are, separated by commas, such as patch_embed,pos_embed")
@@ -148,10 +148,10 @@ def compare(parser):
 def evaluate(parser):
     """Evaluates a model that `wasi train` left: loss, top-1, top-5, and of each class samples, recall and precision."""
     add = parser.add_argument
-    add("model", help="model.safetensors of a run folder, or a checkpoint")
+    add("model", help="file of wasi's own (model.safetensors of a run, a checkpoint), or a run folder")
     add("--task", choices=TASKS, default=TASKS[0])
     add("--data", help="as for wasi train: the validation or test split of it is taken (default: the shipped digits)")
-    add("--tokenizer", help="as for wasi train")
+    add("--tokenizer", help="as for wasi train (default: that of the run)")
     add("--length", type=int, default=128, help="as for wasi train")
     add("--limit-val", type=int, help="use at most so many samples")
     add("--batch-size", type=int, help="(default: 32)")
@@ -179,7 +179,7 @@ def generate(parser):
     add("--weights", required=True, help="folder with config.json and safetensors, a safetensors file of wasi's own, or a "
                                          "llama2.c checkpoint (.bin)")
     add("--tokenizer", help="tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
-                           "beside the weights)")
+                           "or tokenizer.bin beside the weights, or that of their run)")
     add("--prompt", default="Once upon a time")
     add("--tokens", type=int, default=100, help="new tokens at most")
     add("--temperature", type=float, default=0.0, help="0: the most probable token each time")

@@ -3,6 +3,7 @@
 import math
 
 from wasi.cli import options
+from wasi.cli.models import model_file
 from wasi.models import load_model
 from wasi.training.data import Loader, Transform
 from wasi.training.runlog import write_confusion
@@ -12,11 +13,12 @@ from wasi.training.text import TokenLoader
 
 def run(args):
     options.set_machine(args)
-    model, extra = load_model(args.model)
+    path = model_file(args.model)
+    model, extra = load_model(path)
     is_text = args.task != "image-classification"
     if is_text != (model.architecture == "llama"):
         raise ValueError(f"--task: the model is a {model.architecture}, which is not for {args.task}")
-    args.weights = args.limit = None
+    args.weights, args.limit = path, None  # the tokenizer lies beside the weights
     _, val_set = options.open_data(args)
     classes = extra.get("classes") or list(val_set.classes)
     if list(val_set.classes) != classes:

@@ -1,6 +1,8 @@
 """What the text tasks of `wasi train` are made from: tokenizer, data, decoder, loaders."""
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +10,55 @@ import numpy as np
 import wasi
 from wasi.models.llama import LLAMA_CONFIGS, PADDING
 from wasi.models.tokenizer import ByteTokenizer, load_tokenizer
+from wasi.training.checkpoint import FOLDER as CHECKPOINTS
 from wasi.training.text import TokenLoader, open_sentences, open_windows
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.bin")  # files that are looked for beside weights; llama2.c's ends in .bin
+
+
+def find_tokenizer(name, weights):
+    """The file of the tokenizer of --tokenizer, else that beside the weights or in the run folder that they are of; None: bytes.
+
+    Raises FileNotFoundError where there is none.
+    """
+    if name is not None:
+        return None if name == "bytes" else Path(name)
+    if weights is None:
+        return None
+    weights = Path(weights)
+    folder = weights if weights.is_dir() else weights.parent
+    folder = folder.parent if folder.name == CHECKPOINTS else folder
+    for file in TOKENIZERS:
+        if (folder / file).is_file():
+            return folder / file
+    if _trained_on_bytes(folder):
+        return None
+    raise FileNotFoundError(f"--tokenizer: expected it, or {' or '.join(TOKENIZERS)} in {str(folder)!r}, which has neither")
+
+
+def _trained_on_bytes(folder):
+    """Whether the config.json of a run folder says so."""
+    try:
+        return json.loads((folder / "config.json").read_text())["tokenizer"] == "bytes"
+    except (LookupError, OSError, RecursionError, TypeError, ValueError):  # no run folder
+        return False
 
 
 def open_tokenizer(name, weights):
-    """The tokenizer of --tokenizer, or that beside the weights; bytes where there are neither."""
-    if name == "bytes" or (name is None and weights is None):
-        return ByteTokenizer()
-    if name is None:
-        weights = Path(weights)
-        name = weights if weights.is_dir() else weights.parent / "tokenizer.json"
-    return load_tokenizer(name)
+    """The tokenizer that `find_tokenizer` finds."""
+    path = find_tokenizer(name, weights)
+    return ByteTokenizer() if path is None else load_tokenizer(path)
+
+
+def keep_tokenizer(args, folder):
+    """Copies the tokenizer into a run folder, whose model needs it; returns what its config.json is to say: a name, or bytes."""
+    path = find_tokenizer(args.tokenizer, args.weights)
+    if path is None:
+        return "bytes"
+    path = path / TOKENIZERS[0] if path.is_dir() else path
+    name = TOKENIZERS[0] if path.suffix == ".json" else TOKENIZERS[1]
+    shutil.copyfile(path, folder / name)
+    return name
 
 
 def open_texts(args):

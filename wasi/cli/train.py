@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from wasi.cli import build_parser, options
+from wasi.cli import build_parser, options, texts
 from wasi.models.methods import apply_method, freeze_parameters
 from wasi.models.plan import Plan
 from wasi.training.checkpoint import list_checkpoints, newest_checkpoint
@@ -95,7 +95,6 @@ def train_one(args, method, out, plan=None, resume=False):
     data_rss = rss_bytes()
     name = options.model_name(args)
     model = checkpoint.empty_model() if checkpoint else options.make_model(args, train_set.classes)
-    size = {"length": args.length} if model.architecture == "llama" else {"img_size": model.config.img_size}
     train_loader, val_loader = options.make_loaders(args, train_set, val_set, model)
     if not checkpoint:
         freeze_parameters(model, options.frozen(args))
@@ -110,7 +109,9 @@ def train_one(args, method, out, plan=None, resume=False):
         options.set_policy(args, model)
     config = options.train_config(args, method, train_set)
     if not checkpoint:
-        folder.write_json("config.json", {"method": method, "model": name, **size, "classes": list(train_set.classes),
+        inputs = ({"length": args.length, "tokenizer": texts.keep_tokenizer(args, out)} if model.architecture == "llama"
+                  else {"img_size": model.config.img_size})
+        folder.write_json("config.json", {"method": method, "model": name, **inputs, "classes": list(train_set.classes),
                                           "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
                                           "environment": environment(), "start_rss_bytes": start_rss,
                                           "data_rss_bytes": data_rss,
