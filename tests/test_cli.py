@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 import wasi
 from wasi.cli import main
+from wasi.training.data import open_splits
 from wasi.training.runlog import read_csv
 
 
@@ -107,12 +108,53 @@ def test_everything_at_once_goes_on_bit_for_bit_and_is_evaluated(folder, tmp_pat
     assert "--task: the model is a vit" in errors and "--data: expected the model's classes dark, light, got 0, 1" in errors
 
 
+def test_photos_as_people_have_them_train_are_evaluated_and_predicted(folder, tmp_path, capfd):
+    (folder / "dark" / "cut.png").write_bytes((folder / "dark" / "0.png").read_bytes()[:300])
+    (folder / "light" / "Größe 1.txt").write_text("no image")
+    run = str(tmp_path / "run")
+    assert main(["train", "--data", str(folder), "--method", "dense", "--out", run, *OPTIONS[:-1]]) == 0
+    out, err = capfd.readouterr()
+    assert f"{folder}: 2 classes, 20 samples to train on, 5 to validate on\n" in out
+    assert err.startswith("not used: light/Größe 1.txt: not an image by its suffix\ndense: epoch 1 of 2: loss ")
+    assert "dense: epoch 2 of 2" in err and "not used: dark/cut.png: " in err and err.count("not used") == 2
+
+    assert main(["evaluate", run, "--data", str(folder)]) == main(["evaluate", run, "--data", str(folder), "--all"]) == 0
+    out = capfd.readouterr().out
+    assert "5 samples: the fifth of" in out and "25 samples: all of" in out and "24 samples, loss" in out
+    shutil.copytree(folder / "light", tmp_path / "new" / "light")
+    shutil.copytree(folder / "dark", tmp_path / "new" / "night")
+    assert main(["evaluate", run, "--data", str(tmp_path / "new"), "--all"]) == 2
+    assert "expected the model's classes dark, light, got light, night" in capfd.readouterr().err
+
+    table = tmp_path / "predicted.csv"
+    assert main(["predict", run, str(folder), str(folder / "dark" / "1.png"), "nowhere.jpg", "--out", str(table)]) == 0
+    err, rows = capfd.readouterr().err, read_csv(table)
+    assert "not used: nowhere.jpg: No such file or directory" in err and f"not used: {folder}/dark/cut.png: " in err
+    assert len(rows) == 25 and rows[0]["file"] == f"{folder}/dark/0.png" and rows[-1] == rows[1]
+    assert {row["class"] for row in rows} <= {"dark", "light"} and all(float(row["probability"]) >= 0.5 for row in rows)
+    assert main(["predict", run, str(folder / "light"), "--top", "2", "--batch-size", "5"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "file,class1,probability1,class2,probability2" and len(lines) == 13
+    assert [line.split(",")[:2] for line in lines[1:]] == [[row["file"], row["class"]] for row in rows[12:24]]
+    assert main(["predict", run, "nowhere.jpg"]) == main(["predict", run, str(folder), "--top", "0"]) == 2
+
+
+def test_a_set_with_some_of_the_classes_is_labelled_by_the_models(folder):
+    dataset = open_splits(folder)["train"]
+    wide = dataset.with_classes(("bright", "dark", "grey", "light"))
+    assert wide.labels.tolist() == [1] * 12 + [3] * 12 and wide.name(3) == dataset.name(3)
+    with pytest.raises(ValueError, match="classes: expected the set's own among them, got none called dark"):
+        dataset.with_classes(("light", "bright"))
+
+
 @pytest.mark.parametrize("method", ["svd", "svd-llm", "svd-llm-lora"])
 def test_comparison_methods_run_without_further_options(folder, tmp_path, method):
     assert main(["train", "--data", str(folder), "--method", method, "--out", str(tmp_path / "run"), *OPTIONS]) == 0
 
 
 @pytest.mark.parametrize("options, message", [
+    (["--epochs", "0", "--method", "dense"], "epochs: expected at least 1, got 0"),
+    (["--threads", "0", "--method", "dense"], "n: expected"),
     (["--method", "magic"], "--method: expected names out of dense, asi"),
     (["--method", "dense", "--data", "nowhere"], "nowhere"),
     (["--method", "wsi", "--targets", "mpl"], "target_modules: ['mpl'] match none"),

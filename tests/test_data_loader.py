@@ -191,6 +191,10 @@ def test_an_error_names_the_image(tmp_path, rng, dataset, n_workers):
         batches(Loader(damaged, 2, TRAIN, n_workers=n_workers))
     assert [problem.name for problem in damaged.problems] == ["a/1.jpg"]
     assert len(batches(Loader(damaged.checked(), 2, TRAIN, n_workers=n_workers))) == 2
+    left = Loader(damaged, 2, TRAIN, n_workers=n_workers, skip_unreadable=True)
+    assert len(left) == 2 and [(len(images), labels.tolist()) for images, labels in left] == [(1, [0]), (2, [1, 1])]
+    with pytest.raises(ImageError, match="^a/1.jpg"):
+        batches(Loader(damaged.take([1]), 1, TRAIN, n_workers=n_workers, skip_unreadable=True))
     loader = Loader(dataset, 4, Counting(fail_at=10), n_workers=n_workers and 1)
     seen = []
     with pytest.raises(RuntimeError, match="^dog/02.png: KeyError: 'no such thing'"):

@@ -11,6 +11,7 @@ from test_training import Batches, small_model
 import wasi
 from wasi.models.methods import MethodOptions, apply_method
 from wasi.training import loop
+from wasi.training.callbacks import ProgressBar
 from wasi.training.checkpoint import Checkpoint, checkpoint_path, list_checkpoints
 from wasi.training.config import EarlyStopping, ParamGroup, TrainConfig
 from wasi.training.loop import Callback, train
@@ -57,6 +58,17 @@ class Recorder(Callback):
     def load_state_dict(self, arrays, numbers):
         self.total = arrays["total"][0]
         self.calls = [None] * numbers["n"]
+
+
+def test_progress_in_a_log_is_whole_lines(capfd, monkeypatch):
+    monkeypatch.setattr(ProgressBar, "SECONDS_A_LINE", 0)
+    train(small_model(), Batches(3), Batches(1), TrainConfig(epochs=2, lr=0.01), label="dense")
+    out, err = capfd.readouterr()
+    lines = err.splitlines()
+    assert not out and "\r" not in err and len(lines) == 8
+    assert lines[0].startswith("dense: step 1 of 6, loss ") and lines[0].endswith(" s left")
+    assert lines[3].startswith("dense: epoch 1 of 2: loss ") and ", top-1 " in lines[3] and lines[3].endswith(" left")
+    assert lines[7].startswith("dense: epoch 2 of 2: ") and not lines[7].endswith(" left")
 
 
 def test_callbacks_are_called_in_order_and_may_end_the_run(tmp_path):

@@ -6,7 +6,9 @@ What each takes is in `arguments`.
 import argparse
 import importlib
 import sys
+import warnings
 
+import wasi
 from wasi.cli import arguments
 
 COMMANDS = {
@@ -18,6 +20,7 @@ COMMANDS = {
     "plan": "choose ranks and policies for a memory budget, for `wasi train --plan`",
     "plot-ranks": "draw ranks by step and layer from a run folder",
     "plot-subspaces": "draw how far the factored layers' subspaces turn, from a run folder",
+    "predict": "the classes of images, as CSV",
     "profile": "seconds of a training step or of inference by kernel",
     "report": "write one HTML page of one or several runs, for reading offline",
     "train": "train or fine-tune a model; without arguments: the shipped sign-language digits, dense and wsi",
@@ -34,6 +37,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def build_parser(argv):
     """The parser for a command line."""
     parser = argparse.ArgumentParser(prog="wasi", description="Fine-tune, train and run transformers on a CPU in little memory.")
+    parser.add_argument("--version", action="version", version=f"wasi {wasi.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, formatter_class=_HelpFormatter)
@@ -48,6 +52,7 @@ def main(argv=None):
     """Runs the command; returns its exit status. Errors in what the user gave are one line on stderr and status 2;
     Ctrl-C is status 130."""
     argv = sys.argv[1:] if argv is None else argv
+    warnings.filterwarnings("ignore", "Image size")  # Pillow's, of images that are refused and named here
     args = build_parser(argv).parse_args(argv)
     try:
         return importlib.import_module("wasi.cli." + args.command.replace("-", "_")).run(args)

@@ -29,7 +29,7 @@ def add_data_options(parser):
     add("--task", choices=TASKS, default=TASKS[0])
     add("--data", help="images: a folder, tar, tar.gz or npz (default: the shipped sign-language digits); text-classification: a "
                        "folder with train.tsv and dev.tsv of lines sentence<TAB>label; lm: a text file")
-    add("--limit", type=int, help="use at most this many training samples; images: evenly over the classes")
+    add("--limit", type=int, help="use at most this many training samples; drawn at random by --seed")
     add("--limit-val", type=int, help="the same for validation")
     add("--weights", help="to start from: a safetensors file with timm or torchvision names; for texts a folder with config.json "
                           "and safetensors, or a llama2.c checkpoint (default: random)")
@@ -150,7 +150,9 @@ def evaluate(parser):
     add = parser.add_argument
     add("model", help="file of wasi's own (model.safetensors of a run, a checkpoint), or a run folder")
     add("--task", choices=TASKS, default=TASKS[0])
-    add("--data", help="as for wasi train: the validation or test split of it is taken (default: the shipped digits)")
+    add("--data", help="as for wasi train: its validation or test part is taken, or, where it has no parts, the fifth that wasi "
+                       "train holds out (default: the shipped digits)")
+    add("--all", action="store_true", help="every sample of data without parts, not the fifth alone")
     add("--tokenizer", help="as for wasi train (default: that of the run)")
     add("--length", type=int, default=128, help="as for wasi train")
     add("--limit-val", type=int, help="use at most so many samples")
@@ -239,6 +241,17 @@ def plot_subspaces(parser):
     subspace turns from its start, and from one record to the next.
     """
     parser.add_argument("folder", help="run folder of one method")
+
+
+def predict(parser):
+    """Writes what a model that `wasi train` left takes images for: a CSV line an image with its path, class and probability."""
+    add = parser.add_argument
+    add("model", help="model.safetensors of a run, a checkpoint, or a run folder")
+    add("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
+    add("--top", type=int, default=1, metavar="N", help="the N most probable classes")
+    add("--batch-size", type=int, default=32, help="images at once")
+    add("--out", metavar="CSV", help="file to write (default: standard output)")
+    add_machine_options(parser)
 
 
 def profile(parser):

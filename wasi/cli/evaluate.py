@@ -19,12 +19,16 @@ def run(args):
     if is_text != (model.architecture == "llama"):
         raise ValueError(f"--task: the model is a {model.architecture}, which is not for {args.task}")
     args.weights, args.limit = path, None  # the tokenizer lies beside the weights
-    _, val_set = options.open_data(args)
-    classes = extra.get("classes") or list(val_set.classes)
-    if list(val_set.classes) != classes:
-        raise ValueError(f"--data: expected the model's classes {', '.join(classes)}, got {', '.join(val_set.classes)}")
-    batch_size = min(options.batch_size_of(args), len(val_set))
-    loader = TokenLoader(val_set, batch_size) if is_text else Loader(val_set, batch_size, Transform(model.config.img_size))
+    dataset, what = choose(args)
+    classes = tuple(extra.get("classes") or dataset.classes)
+    if dataset.classes != classes:
+        if is_text or not set(dataset.classes) <= set(classes):
+            raise ValueError(f"--data: expected the model's classes {', '.join(classes)}, got {', '.join(dataset.classes)}")
+        dataset = dataset.with_classes(classes)
+    print(f"{len(dataset):,} samples: {what}", flush=True)
+    batch_size = min(options.batch_size_of(args), len(dataset))
+    loader = (TokenLoader(dataset, batch_size) if is_text else
+              Loader(dataset, batch_size, Transform(model.config.img_size), skip_unreadable=True))
     val = evaluate(model, loader)
     print(f"{val.n} samples, loss {val.loss:.4f}, " + (f"perplexity {math.exp(val.loss):.2f}" if args.task == "lm" else
                                                        f"top-1 {100 * val.accuracy:.2f} %")
@@ -33,7 +37,27 @@ def run(args):
         print(class_table(classes, val.per_class()))
         if args.confusion:
             write_confusion(args.confusion, val.confusion, classes)
+    options.tell_problems(dataset)
     return 0
+
+
+def choose(args):
+    """(the samples that --data and --all name, which they are, for people)."""
+    splits = options.open_splits_of(args)
+    name = args.data or "sign-language digits"
+    split = next((s for s in ("val", "test") if s in splits), None)
+    if split is not None and not args.all:
+        chosen, what = splits[split], f"the {split} part of {name}"
+    elif len(splits) > 1:
+        raise ValueError(f"--all: expected data without parts, got {name} with {', '.join(splits)}; name one of its folders")
+    elif args.all:
+        chosen, what = next(iter(splits.values())), f"all of {name}"
+    else:
+        _, chosen = splits["train"].split(0.8, args.seed)
+        what = f"the fifth of {name} that wasi train holds out with --seed {args.seed} (--all: evaluate every one)"
+    if args.limit_val:
+        chosen, what = chosen.subset(args.limit_val, args.seed), f"drawn from {what}"
+    return chosen, what
 
 
 def class_table(classes, rows):

@@ -19,12 +19,13 @@ from wasi.training.step import balanced_class_weights
 
 # Methods whose factors the WSI step trains, and those whose subspace can be followed.
 WSI = ("wsi", "wasi", "qwasi")
+MAX_PROBLEMS = 20  # named one by one of what a source has that cannot be used
 TRACKED = (*WSI, "wsi-dense", "svd")
 
 
 def set_machine(args):
     """Applies what `add_machine_options` read."""
-    if args.threads:
+    if args.threads is not None:
         wasi.set_num_threads(args.threads)
     wasi.set_matmul_precision(args.precision)
 
@@ -62,18 +63,40 @@ def run_in_child(words, silent=False):
         return 130
 
 
+def open_splits_of(args):
+    """The data sets of the task by split."""
+    if args.task != "image-classification":
+        return texts.open_texts(args)
+    return open_splits(args.data) if args.data else sign_digits()
+
+
 def open_data(args):
     """The training and the validation set of the task. A source without a validation or test split gives a fifth of its own."""
-    if args.task != "image-classification":
-        splits = texts.open_texts(args)
-    else:
-        splits = open_splits(args.data) if args.data else sign_digits()
+    splits = open_splits_of(args)
+    if "train" not in splits:
+        raise ValueError(f"--data: expected images to train on in {args.data!r}, got {' and '.join(splits)} alone")
     train_set, val_set = splits["train"], splits.get("val") or splits.get("test")
     if val_set is None:
         train_set, val_set = train_set.split(0.8, args.seed)
     train_set = train_set.subset(args.limit, args.seed) if args.limit else train_set
     val_set = val_set.subset(args.limit_val, args.seed) if args.limit_val else val_set
     return train_set, val_set
+
+
+def describe_data(args, train_set, val_set):
+    """A line for people."""
+    classes = f"{len(train_set.classes)} classes, " if train_set.classes else ""
+    return f"{args.data or 'sign-language digits'}: {classes}{len(train_set):,} samples to train on, {len(val_set):,} to validate on"
+
+
+def tell_problems(dataset, first=0):
+    """Says on stderr what of the source is not used, from problem number `first` on; returns how many are known now."""
+    known = list(dataset.problems)
+    for problem in known[first : first + MAX_PROBLEMS]:
+        print(f"not used: {problem.name}: {problem.reason}", file=sys.stderr)
+    if len(known) - first > MAX_PROBLEMS:
+        print(f"not used: {len(known) - first - MAX_PROBLEMS} more", file=sys.stderr)
+    return len(known)
 
 
 def make_model(args, classes):
@@ -93,8 +116,8 @@ def make_loaders(args, train_set, val_set, model):
         return texts.make_token_loaders(args, batch_size, train_set, val_set)
     img_size = model.config.img_size
     transform = Transform(img_size, train=True, augment=augmentation_of(args))
-    return (Loader(train_set, batch_size, transform, shuffle=True, seed=args.seed, drop_last=True),
-            Loader(val_set, min(batch_size, len(val_set)), Transform(img_size, train=False)))
+    return (Loader(train_set, batch_size, transform, shuffle=True, seed=args.seed, drop_last=True, skip_unreadable=True),
+            Loader(val_set, min(batch_size, len(val_set)), Transform(img_size, train=False), skip_unreadable=True))
 
 
 def planning_batches(args, dataset, model):
@@ -102,8 +125,8 @@ def planning_batches(args, dataset, model):
     settings = {"batch_size": min(batch_size_of(args), 16, len(dataset)), "shuffle": True, "seed": args.seed}
     if args.task != "image-classification":
         return texts.longest_batches(dataset, args.calibration, settings)
-    return list(itertools.islice(Loader(dataset, transform=Transform(model.config.img_size, train=True), **settings),
-                                 args.calibration))
+    loader = Loader(dataset, transform=Transform(model.config.img_size, train=True), skip_unreadable=True, **settings)
+    return list(itertools.islice(loader, args.calibration))
 
 
 def batch_size_of(args):
@@ -166,7 +189,7 @@ def method_options(args, model):
     if rank is None and args.variance is None and not args.weights:
         rank, pattern = quarter_ranks(model, targets)
     ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
-    return MethodOptions(targets=targets, variance=args.variance or 0.9, rank=rank, rank_pattern=pattern, bits=args.bits or 4,
+    return MethodOptions(targets=targets, variance=0.9 if args.variance is None else args.variance, rank=rank, rank_pattern=pattern, bits=args.bits or 4,
                          start=args.start, alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, freeze=frozen(args),
                          activation_ranks=ranks)
 
@@ -272,8 +295,8 @@ def train_config(args, method, train_set):
     stopping = None if args.early_stopping is None else EarlyStopping(args.early_stopping, args.min_delta,
                                                                       not args.keep_last_weights)
     return TrainConfig(
-        epochs=args.epochs or (2 if args.weights else 10 if text else 30),
-        lr=args.lr or {"sgd": 0.02, "adamw": 0.001 if text and args.weights else 0.003}[optimizer],
+        epochs=(2 if args.weights else 10 if text else 30) if args.epochs is None else args.epochs,
+        lr={"sgd": 0.02, "adamw": 0.001 if text and args.weights else 0.003}[optimizer] if args.lr is None else args.lr,
         optimizer=optimizer,
         momentum=momentum,
         weight_decay={"sgd": 0.0, "adamw": 0.05}[optimizer] if args.weight_decay is None else args.weight_decay,

@@ -15,7 +15,8 @@ def run(args):
         raise ValueError(f"--calibration: expected at least 1 batch, got {args.calibration}")
     if not Path(args.out).resolve().parent.is_dir():
         raise ValueError(f"--out: expected a file in a folder that exists, got {args.out!r}")
-    train_set, _ = options.open_data(args)
+    train_set, val_set = options.open_data(args)
+    print(options.describe_data(args, train_set, val_set), flush=True)
     model = options.make_model(args, train_set.classes)
     freeze_parameters(model, options.frozen(args))
     batches = options.planning_batches(args, train_set, model)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -91,6 +90,8 @@ def train_one(args, method, out, plan=None, resume=False):
     options.set_machine(args)
     start_rss = rss_bytes()
     train_set, val_set = options.open_data(args)
+    print(options.describe_data(args, train_set, val_set), flush=True)
+    n_problems = options.tell_problems(train_set)
     release_freed()
     data_rss = rss_bytes()
     name = options.model_name(args)
@@ -118,8 +119,7 @@ def train_one(args, method, out, plan=None, resume=False):
                                           **asdict(config)})
     result = train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method, plan=plan,
                    data_rss_bytes=data_rss, resume=checkpoint)
-    for problem in train_set.problems:
-        print(f"not used: {problem.name}: {problem.reason}", file=sys.stderr)
+    options.tell_problems(train_set, n_problems)
     return result
 
 

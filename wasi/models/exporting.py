@@ -55,7 +55,7 @@ def export(model, path, format, factored=False, opset=17, classes=None, overwrit
         raise ValueError(f"factored: expected False for {format}, whose attention is not made of the same linear layers")
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"path: {str(path)!r} is there already; remove it, or overwrite it")
+        raise FileExistsError(f"path: {str(path)!r} is there already; remove it, or replace it by overwrite=True (--overwrite)")
     if format == "onnx":
         from wasi.models.onnx import onnx_model
 

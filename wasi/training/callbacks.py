@@ -1,5 +1,8 @@
 """What watches a run, and may end it: the protocol of `train`'s callbacks, and the ones that are built in."""
 
+import os
+import sys
+import time
 from dataclasses import asdict
 
 from tqdm.auto import tqdm
@@ -173,23 +176,65 @@ class Patience(Callback):
 
 
 class ProgressBar(Callback):
-    """A bar of steps with the running loss, in terminals and notebooks."""
+    """A line an epoch on stderr; between them a bar of steps in terminals and notebooks, elsewhere (a log, a terminal without
+    cursor movements) a line of text at most every `SECONDS_A_LINE`."""
+
+    SECONDS_A_LINE = 60
 
     def __init__(self, label):
         self._label, self._bar = label, None
 
     def on_train_begin(self, run):
-        self._bar = tqdm(total=run.n_steps, initial=run.progress.step, desc=self._label, unit="step")
+        if _draws_bars():
+            self._bar = tqdm(total=run.n_steps, initial=run.progress.step, desc=self._label, unit="step")
+        self._first, self._began = run.progress.step, time.monotonic()
+        self._told = self._began
 
     def on_step_end(self, run):
-        self._bar.update()
-        self._bar.set_postfix(loss=f"{run.progress.mean_loss:.3f}", refresh=False)
+        step = run.progress.step
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix(loss=f"{run.progress.mean_loss:.3f}", refresh=False)
+        elif time.monotonic() - self._told >= self.SECONDS_A_LINE:
+            self._tell(f"step {step} of {run.n_steps}, loss {run.progress.mean_loss:.3f}{self._time_left(run)}")
 
     def on_epoch_end(self, run, record):
-        self._bar.set_postfix(loss=f"{record['train_loss']:.3f}", val=f"{100 * record['val_accuracy']:.1f}%")
+        self._tell(f"epoch {record['epoch']} of {run.config.epochs}: loss {record['train_loss']:.3f}, validation loss "
+                   f"{record['val_loss']:.3f}, top-1 {100 * record['val_accuracy']:.1f} %, {record['seconds']:.1f} s"
+                   f"{self._time_left(run)}")
 
     def on_train_end(self, run):
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _tell(self, line):
+        self._told = time.monotonic()
+        tqdm.write(f"{self._label}: {line}", file=sys.stderr)
+        sys.stderr.flush()
+
+    def _time_left(self, run):
+        """By the mean of the steps made since the run began or went on, validation included."""
+        step = run.progress.step
+        seconds = (time.monotonic() - self._began) / max(step - self._first, 1) * (run.n_steps - step)
+        return f", about {_duration(seconds)} left" if step < run.n_steps else ""
+
+
+def _draws_bars():
+    """Whether a bar can be redrawn in place: in a notebook with widgets, or a terminal that moves its cursor."""
+    in_notebook = any(c.__module__ == "tqdm.notebook" for c in tqdm.__mro__)
+    return in_notebook or (sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
+
+
+def _duration(seconds):
+    """Of a coarse estimate.
+
+    >>> [_duration(s) for s in (9.6, 200, 9000)]
+    ['10 s', '3 min', '2 h 30 min']
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class TensorBoard(Callback):

@@ -10,7 +10,7 @@ A source is opened, a transform chosen, and a loader iterated over:
 
 from importlib.resources import as_file, files
 
-from wasi.training.dataset import Dataset, ImageError, Problem
+from wasi.training.dataset import Dataset, ImageError, Problem, decode, read_image
 from wasi.training.loader import Loader
 from wasi.training.sources import open_dataset, open_splits
 from wasi.training.transforms import HALF, IMAGENET_MEAN, IMAGENET_STD, Transform, normalise
@@ -24,9 +24,11 @@ __all__ = [
     "Loader",
     "Problem",
     "Transform",
+    "decode",
     "normalise",
     "open_dataset",
     "open_splits",
+    "read_image",
     "sign_digits",
 ]
 

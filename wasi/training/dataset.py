@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import threading
 from typing import NamedTuple
 
@@ -69,6 +70,25 @@ def decode(file, min_side=None):
         return _to_rgb(upright)
 
 
+def read_image(path, min_side=None):
+    """The image of a file as `decode` gives it, for a `Transform`. Raises ImageError whose text begins with the path.
+
+    >>> from wasi.training.data import Transform, read_image
+    >>> x = Transform(224).batch([read_image("new.jpg")])  # doctest: +SKIP
+    """
+    try:
+        return decode(path, min_side)
+    except MemoryError:
+        raise
+    except Exception as error:  # as in Dataset.read
+        raise ImageError(f"{os.fsencode(path).decode('utf-8', 'backslashreplace')}: {_reason(error)}") from error
+
+
+def _reason(error):
+    """What went wrong, without the file's name, for a line that begins with it."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
 def _to_rgb(image):
     if image.mode == "RGB":
         return image
@@ -123,7 +143,7 @@ class Dataset:
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-            name, reason = self._source.name(row), str(error) or type(error).__name__
+            name, reason = self._source.name(row), _reason(error)
             self.problems.add(name, reason)
             raise ImageError(f"{name}: {reason}") from error
 
@@ -145,6 +165,15 @@ class Dataset:
         """The Dataset of these images, in this order, over the same source and classes."""
         indices = np.asarray(indices, np.int64)
         return Dataset(self._source, self.classes, self.labels[indices], self._rows[indices])
+
+    def with_classes(self, classes):
+        """The same images, labelled by these classes, which are its own and others."""
+        classes = tuple(classes)
+        missing = [name for name in self.classes if name not in classes]
+        if missing:
+            raise ValueError(f"classes: expected the set's own among them, got none called {', '.join(missing)}")
+        place = np.array([classes.index(name) for name in self.classes])
+        return Dataset(self._source, classes, place[self.labels], self._rows)
 
     def split(self, fraction, seed=0, stratified=True):
         """Two random Datasets: about `fraction` of the images, and the rest; each in the order of this one.

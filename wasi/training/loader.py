@@ -36,8 +36,9 @@ class Loader:
     n_workers : threads that decode (Pillow does so without the interpreter lock); 0: the caller's thread does
     prefetch : batches that may be ready or in work before they are asked for; at least one a worker
     cache_bytes : keeps up to so many bytes of decoded (and, where no random crop is to come, resized) images
-
-    An error of an image is raised where its batch would have come, and names the image.
+    skip_unreadable : leaves images that cannot be read out of their batches, which are smaller then, and names them in
+        `dataset.problems`; where a batch has no other images, or without this, the ImageError of the first is raised where the
+        batch would have come
 
     >>> from wasi.training.data import Loader, Transform, sign_digits
     >>> train = sign_digits()["train"]
@@ -57,6 +58,7 @@ class Loader:
         n_workers=1,
         prefetch=2,
         cache_bytes=0,
+        skip_unreadable=False,
     ):
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -73,6 +75,7 @@ class Loader:
             )
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
         self.shuffle, self.seed, self.drop_last, self.n_workers = shuffle, seed, drop_last, n_workers
+        self.skip_unreadable = skip_unreadable
         self._ahead = max(prefetch, n_workers)
         self._cache = _Cache(cache_bytes)
         self._epoch, self._batch, self._resumes = 0, 0, False
@@ -186,16 +189,25 @@ class Loader:
         """One batch; None where `stop` was set meanwhile."""
         size = self.transform.img_size
         images = np.empty((len(indices), 3, size, size), np.uint8)
-        for image, index in zip(images, indices.tolist()):
+        kept, unreadable = [], None
+        for index in indices.tolist():
             if stop.is_set():
                 return None
             try:
-                image[:] = self._image(index, epoch).transpose(2, 0, 1)
-            except (ImageError, MemoryError):
+                images[len(kept)] = self._image(index, epoch).transpose(2, 0, 1)
+            except ImageError as error:
+                unreadable = unreadable or error
+                if not self.skip_unreadable:
+                    raise
+                continue
+            except MemoryError:
                 raise
             except Exception as error:
                 raise RuntimeError(f"{self.dataset.name(index)}: {type(error).__name__}: {error}") from error
-        return images, self.dataset.labels[indices]
+            kept.append(index)
+        if not kept:
+            raise unreadable
+        return images[: len(kept)], self.dataset.labels[kept]
 
     def _image(self, index, epoch):
         prepared = self._cache.get(index)

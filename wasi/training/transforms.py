@@ -80,6 +80,17 @@ class Transform:
         """The image (Pillow, or uint8 H x W x 3) as uint8 img_size x img_size x 3. Training needs rng."""
         return self.finish(self.prepare(image), rng)
 
+    def batch(self, images, rng=None):
+        """A sequence of images, each as `__call__` takes it, as a model takes them: uint8 (B, 3, img_size, img_size).
+
+        >>> Transform(32).batch([np.zeros((40, 60, 3), np.uint8)]).shape
+        (1, 3, 32, 32)
+        """
+        batch = np.empty((len(images), 3, self.img_size, self.img_size), np.uint8)
+        for place, image in zip(batch, images):
+            place[:] = self(image, rng).transpose(2, 0, 1)
+        return batch
+
     def prepare(self, image):
         """The part that is the same in every epoch: a Pillow image, resized unless it is to be cropped."""
         if isinstance(image, np.ndarray):
