@@ -3,7 +3,8 @@
     python benchmarks/curves.py --data cifar10_jpg.tar.gz --weights vit_tiny_patch16_224.safetensors
     python benchmarks/curves.py --data cifar10_jpg.tar.gz --model swin_tiny_patch4_window7_224 --window-size 4 --img-size 64
 
-Without --weights both start from wasi's random ones. Pixels are scaled to [-1, 1] for either model.
+Without --weights both start from wasi's random ones. Pixels are scaled to [-1, 1] for either model. With --perturb E PyTorch
+also runs from weights w (1 + E n), n normal: how far rounding alone carries its curve from itself.
 """
 
 import argparse
@@ -36,6 +37,12 @@ def wasi_losses(model, batches, lr, clip, warmup):
     return losses
 
 
+def perturbed(weights, size):
+    """The weights times 1 + size n, n normal."""
+    rng = np.random.default_rng(0)
+    return {name: (w * (1 + size * rng.standard_normal(w.shape))).astype(w.dtype) for name, w in weights.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -48,6 +55,7 @@ def main():
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--clip", type=float, default=1.0)
     parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--perturb", type=float, metavar="E")
     parser.add_argument("--out", default="dense_curves", metavar="NAME", help="of the tables in benchmarks/results/")
     args = parser.parse_args()
 
@@ -64,22 +72,32 @@ def main():
         batches = dict(np.load(path))
     head[0].data[:], head[1].data[:] = batches["head_weight"], batches["head_bias"]
     ours = wasi_losses(model, batches, args.lr, args.clip, args.warmup)
-    theirs, exact = (torch_finetune.train(start, batches, 10, args.img_size, args.lr, clip=args.clip, warmup=args.warmup,
-                                          schedule=torch_finetune.warmup_cosine, model_name=args.model, dtype=dtype, **changes)
-                     for dtype in (torch.float32, torch.float64))
+
+    def torch_losses(weights, dtype=torch.float32):
+        return torch_finetune.train(weights, batches, 10, args.img_size, args.lr, clip=args.clip, warmup=args.warmup,
+                                    schedule=torch_finetune.warmup_cosine, model_name=args.model, dtype=dtype, **changes)
+
+    theirs, exact = torch_losses(start), torch_losses(start, torch.float64)
     origin = harness.context(None)
     records = [{"step": i, "wasi": a, "torch": b, "torch_float64": c, "difference": abs(a - b) / b, "rounding": abs(b - c) / c,
                 **origin} for i, (a, b, c) in enumerate(zip(ours, theirs, exact))]
-    largest, rounding = (max(r[key] for r in records) for key in ("difference", "rounding"))
-    title = (f"Dense training of {args.model} from {'published' if args.weights else 'random'} weights, loss by step: "
-             f"wasi within {largest:.1e} of PyTorch, PyTorch in float32 within {rounding:.1e} of itself in float64")
-    harness.write_results(args.out, title, records, {
+    columns = {
         "step": lambda r: r["step"],
         "PyTorch": lambda r: f"{r['torch']:.6f}",
         "wasi": lambda r: f"{r['wasi']:.6f}",
         "relative difference": lambda r: f"{r['difference']:.1e}",
         "PyTorch, float64": lambda r: f"{r['torch_float64']:.6f}",
-    })
+    }
+    largest, rounding = (max(r[key] for r in records) for key in ("difference", "rounding"))
+    title = (f"Dense training of {args.model} from {'published' if args.weights else 'random'} weights, loss by step: "
+             f"wasi within {largest:.1e} of PyTorch, PyTorch in float32 within {rounding:.1e} of itself in float64")
+    if args.perturb:
+        for record, other in zip(records, torch_losses(perturbed(start, args.perturb))):
+            record["perturbed"] = abs(other - record["torch"]) / record["torch"]
+        title += f" and {max(r['perturbed'] for r in records):.1e} of itself from weights moved by {args.perturb:g} of each"
+        columns |= {"PyTorch from itself in float64": lambda r: f"{r['rounding']:.1e}",
+                    f"PyTorch from itself, weights moved by {args.perturb:g}": lambda r: f"{r['perturbed']:.1e}"}
+    harness.write_results(args.out, title, records, columns)
     print(title)
 
 

@@ -30,12 +30,12 @@ from wasi.training.text import TokenLoader, TokenSet, open_sentences
 
 # Method, learning rates to choose from, what apply_method is told; the update's or factors' rank where it is fixed.
 RUNS = {
-    "dense": ("dense", (5e-4, 1.5e-3), {}),
-    "lora, rank 8": ("lora", (3e-3, 1e-2), {"rank": 8}),
-    "qlora, rank 8 over 4 bits": ("qlora", (3e-3, 1e-2), {"rank": 8}),
-    "wsi, 0.95": ("wsi", (5e-4, 1.5e-3), {"variance": 0.95}),
-    "wasi, 0.95": ("wasi", (5e-4, 1.5e-3), {"variance": 0.95}),
-    "qwasi, rank 8 over 4 bits": ("qwasi", (1e-3, 3e-3), {"rank": 8}),
+    "dense": ("dense", (2e-4, 5e-4, 1.5e-3), {}),
+    "lora, rank 8": ("lora", (1.5e-3, 5e-3), {"rank": 8}),
+    "qlora, rank 8 over 4 bits": ("qlora", (1.5e-3, 5e-3), {"rank": 8}),
+    "wsi, 0.95": ("wsi", (2e-4, 5e-4), {"variance": 0.95}),
+    "wasi, 0.95": ("wasi", (2e-4, 5e-4), {"variance": 0.95}),
+    "qwasi, rank 8 over 4 bits": ("qwasi", (5e-4, 1.5e-3), {"rank": 8}),
 }
 HELD_OUT = 1000
 

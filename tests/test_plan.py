@@ -233,6 +233,27 @@ def test_activation_errors_are_their_definition(shape, rng):
         assert error == pytest.approx(want, rel=1e-3, abs=1e-5 * norm2)
 
 
+@pytest.mark.parametrize("window", [ops.Window(3, 1, 1), ops.Window(3, 2, 1)])
+def test_activation_errors_of_convolutions_are_their_definition(window, rng):
+    x = rng.standard_normal((4, 6, 5, 8)).astype(np.float32)
+    x[..., :4] *= 5
+    dy = rng.standard_normal((4, *window.grid(6, 5), 7)).astype(np.float32)
+
+    def gradient(x):
+        G = np.zeros((7, window.taps * 8), np.float32)
+        ops.conv_backward(dy, np.ascontiguousarray(x), G, window, G, need_dx=False)
+        return G.astype(float)
+
+    norm2, found = activation_errors(x, dy, window)
+    exact = gradient(x)
+    assert norm2 == pytest.approx((exact**2).sum(), rel=1e-5)
+    for (batch, tokens, channels), error in found.items():
+        ranks = [max(1, round(s * d)) for s, d in zip((batch, tokens, tokens), x.shape)] + [channels]
+        core, factors = linalg.tucker(x, ranks=ranks, method="hosvd")
+        want = ((exact - gradient(linalg.tucker_to_tensor(core, factors))) ** 2).sum()
+        assert error == pytest.approx(want, rel=1e-3, abs=1e-5 * norm2)
+
+
 def test_planning_leaves_the_model_as_it_was():
     model = small_model()
     before = {name: (p.data.copy(), p.trainable) for name, p in model.named_parameters()}

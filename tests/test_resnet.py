@@ -324,12 +324,15 @@ def test_recomputed_blocks_need_less(rng):
     assert peaks[1] < 0.8 * peaks[0]
 
 
+@pytest.mark.parametrize("factored", [False, True])
 @pytest.mark.parametrize("bits, near", [(16, 0.05), (8, 0.2)])
-def test_blocks_keep_images_in_few_bits(rng, bits, near):
+def test_blocks_keep_images_in_few_bits(rng, bits, near, factored):
     images, labels = small_batch(rng)
     found, kept = [], []
     for saved_bits in (None, bits):
         model = wasi.create_model(NAME, **SMALL)
+        if factored:
+            wasi.factorize(model, variance=0.7, verbose=False)
         model.set_policy(ActivationPolicy(saved_bits=saved_bits))
         kept.append(accumulate_gradient(model, images, labels).saved_bytes)
         found.append(np.concatenate([g.ravel() for g in gradients_of(model).values()]))
@@ -341,6 +344,7 @@ def test_a_plan_keeps_its_budget_and_leaves_the_model_alone(rng):
     model = wasi.create_model(NAME, num_classes=5)
     before = {n: p.data.copy() for n, p in model.named_parameters()}
     plan = wasi.plan(model, [(images, labels)], "4MiB", method="qwasi", batch_size=8)
+    assert plan.micro_batch == 8  # of batch norms the statistics would be others
     assert all(np.array_equal(p.data, before[n]) for n, p in model.named_parameters())
     assert [layer.name for layer in plan.layers][:2] == ["layer1.0.conv1", "layer1.0.conv2"]
     plan.apply(model, [(images, labels)])
@@ -348,6 +352,26 @@ def test_a_plan_keeps_its_budget_and_leaves_the_model_alone(rng):
     with arena:
         accumulate_gradient(model, images, labels, plan.micro_batch)
     assert arena.stats()["peak_bytes"] < plan.peak_bytes <= 4 * 2**20
+
+
+def test_a_plan_compresses_the_inputs_that_nothing_else_keeps(rng):
+    """Those of blocks without a downsampling; their bytes are those of the step, and what they save is what they are for."""
+    images, labels = rng.integers(0, 256, (8, 3, 64, 64), np.uint8), rng.integers(0, 5, 8)
+    settings = {"batch_size": 8, "recompute": False, "saved_bits": None, "gradient_bits": 32, "state_bits": 32}
+    model = wasi.create_model(NAME, num_classes=5, img_size=64, depths=(4, 1), widths=(16, 16))
+    exact = wasi.plan(model, [(images, labels)], "1GiB", method="dense", **settings)
+    plan = wasi.plan(model, [(images, labels)], exact.peak_bytes - 200_000, method="asi", **settings)
+    compressed = {layer.name for layer in plan.layers if layer.activation_ranks}
+    assert compressed and compressed <= {f"layer1.{i}.conv1" for i in range(4)}
+    plan.apply(model)
+    arena = wasi.Arena()
+    with arena:
+        for _ in range(2):
+            result = accumulate_gradient(model, images, labels)
+    assert result.saved_bytes - images.nbytes == pytest.approx(plan.saved_bytes, rel=0.02)
+    assert arena.stats()["peak_bytes"] < plan.peak_bytes < exact.peak_bytes
+    with pytest.raises(ValueError, match="micro_batch: expected 'auto' or 8 in mode 'exact', as batch norm"):
+        wasi.plan(model, [(images, labels)], "1GiB", method="dense", mode="exact", batch_size=8, micro_batch=4)
 
 
 @pytest.mark.parametrize("method", ["dense", "wsi", "qwasi", "qlora", "svd-llm-lora"])

@@ -113,7 +113,7 @@ def load_weights(model, weights, head=None):
         weights = load_file(weights)
     state = {name: torch.as_tensor(value) for name, value in weights.items()}
     if head is not None:
-        names = [name for name, _ in model.named_parameters() if name.startswith("head.")]
+        names = [name for name, _ in model.named_parameters() if name.startswith(("head.", "fc."))]
         state |= {name: torch.as_tensor(value) for name, value in zip(names, head, strict=True)}
     if "pos_embed" in state:
         state["pos_embed"] = resize_pos_embed(state["pos_embed"], model.pos_embed.shape[1])

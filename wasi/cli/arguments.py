@@ -75,7 +75,8 @@ def add_training_options(parser):
     add = group.add_argument
     add("--batch-size", type=int, help="(default: 32)")
     add("--group-by-length", action="store_true", help="of texts: batches hold texts of about one length, hence little padding")
-    add("--micro-batch", type=int, help="gradient accumulation: samples in flight at once; the gradient stays the batch's")
+    add("--micro-batch", type=int, help="gradient accumulation: samples in flight at once; the gradient stays the batch's, but "
+                                        "for batch norms that are trained: these take the statistics of the micro-batch")
     add_policy_options(group)
     add("--gradient-bits", type=int, choices=(16, 32), help="of a gradient's sums over micro-batches; 16: bfloat16 (default: 32)")
     add("--state-bits", type=int, choices=(16, 32), help="of momentum and AdamW's first moments; 16: bfloat16 (default: 32)")

@@ -71,6 +71,11 @@ class BatchNorm(Module):
                                        self.bias.grad_buffer(), relu, of_batch, out)
 
 
+def uses_batch_statistics(model):
+    """Whether samples of a batch, or of a micro-batch, change each other's gradients: by a batch norm that is trained."""
+    return any(isinstance(module, BatchNorm) and module.weight.trainable for _, module in model.named_modules())
+
+
 class MaxPool(Module):
     """The largest number of each window and channel; keeps which, a byte a number."""
 
@@ -167,17 +172,14 @@ class BasicBlock(Module):
             dy = conv.backward(norm.backward(dy, out=dy), x if conv.needs_input else None)
         return ops.add(d, dy, out=d)
 
-    def _norms(self):
-        return [module for _, module in self.named_modules() if isinstance(module, BatchNorm)]
-
     def _pack(self):
         bits = self.policy.saved_bits
-        for module in (self, *self._norms()) if bits else ():
-            if module._saved and module._saved[0] is not None:
-                module._saved = pack_saved(module._saved, module._saved[0].shape[:-1], bits)
+        for _, module in self.named_modules() if bits else ():
+            for grid in {a.shape[:-1] for a in module._saved or () if isinstance(a, np.ndarray) and a.ndim == 4}:
+                module._saved = pack_saved(module._saved, grid, bits)
 
     def _unpack(self):
-        for module in (self, *self._norms()) if self.policy.saved_bits else ():
+        for _, module in self.named_modules() if self.policy.saved_bits else ():
             module._saved = unpack_saved(module._saved)
 
     def flops(self, shape, rule="sgd"):

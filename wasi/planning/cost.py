@@ -26,6 +26,7 @@ class Site:
     in_features: int
     tokens: tuple  # of one sample's output, without the channels; of a convolution: lines and columns
     follows_gelu: bool  # its input is a GELU's output, whose own input is kept unless this one is compressed
+    keeps_input: bool  # nobody else keeps its input, or GELU's: compressing it saves memory
     in_shape: tuple  # of one sample's input
 
     @property
@@ -61,7 +62,7 @@ class Way:
 def activation_ranks_of(site, shares, B):
     """The rank of each mode of a compressed input of B samples."""
     batch, tokens, channels = shares
-    return [max(1, round(batch * B)), *(max(1, round(tokens * n)) for n in site.tokens), channels]
+    return [max(1, round(batch * B)), *(max(1, round(tokens * n)) for n in site.in_shape[:-1]), channels]
 
 
 def residual_bytes(O, I, bits):
@@ -83,14 +84,16 @@ def packed_bytes(rows, width, bits):
 
 
 def saved_bytes(site, choice, way):
-    """What is kept from forward to backward because of the choice: z = x R', GELU's input or its codes, the Tucker factors."""
+    """What is kept from forward to backward because of the choice: z = x R', the input, GELU's or its codes, Tucker factors."""
     if way.recompute:
         return 0
-    B, I = way.micro_batch, site.in_features
-    rows = B * site.n_tokens
-    before_gelu = packed_bytes(rows, I if site.follows_gelu else 0, way.saved_bits)
+    shape = (way.micro_batch, *site.in_shape)
+    rows = math.prod(shape[:-1])
+    own = packed_bytes(rows, shape[-1] if site.keeps_input else 0, way.saved_bits)
     if choice.activation_ranks is None:
-        return before_gelu + packed_bytes(rows, choice.rank or 0, way.saved_bits)
-    ranks = activation_ranks_of(site, choice.activation_ranks, B)
-    total = FLOAT * (math.prod(ranks) + sum(d * K for d, K in zip([B, *site.tokens, I], ranks) if K < d))
-    return total + (before_gelu if choice.gelu_bits is None or not site.follows_gelu else rows * I * choice.gelu_bits // 8)
+        return own + packed_bytes(way.micro_batch * site.n_tokens, choice.rank or 0, way.saved_bits)
+    ranks = activation_ranks_of(site, choice.activation_ranks, way.micro_batch)
+    total = FLOAT * (math.prod(ranks) + sum(d * K for d, K in zip(shape, ranks) if K < d))
+    if not site.follows_gelu:
+        return total
+    return total + (own if choice.gelu_bits is None else rows * shape[-1] * choice.gelu_bits // 8)

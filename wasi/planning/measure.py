@@ -23,6 +23,7 @@ import numpy as np
 
 from wasi import linalg, ops
 from wasi.layers import ActivationPolicy, Linear
+from wasi.layers.compression import Compressed, add_weight_gradient
 from wasi.models.factorize import Gram, gradient_scale, input_rows, weight_gradients
 
 SAMPLE_ROWS = 512  # rows of inputs and gradients that are kept of each layer
@@ -79,19 +80,27 @@ class _Recorder(Linear):
             ops.linear_backward(dy[:n], x[:n], self.weight.data, self.first_half, None, False, window=self.window)
         dx = ops.linear_backward(dy, x, self.weight.data, self.gradient, None, need_dx, window=self.window)
         if self._compressed:
-            norm2, errors = activation_errors(x, dy)
+            norm2, errors = activation_errors(x, dy, self.window)
             self.gradient_norm2 += norm2
             for key, error in errors.items():
                 self.activation_errors[key] = self.activation_errors.get(key, 0.0) + error
         return dx
 
 
-def activation_errors(x, dy):
-    """|G|^2 and {(batch, tokens, channels): |G - G~|^2} of one batch for truncations of x (B, ..., I); dy (B, ..., O)."""
+def activation_errors(x, dy, window=None):
+    """|G|^2 and {(batch, tokens, channels): |G - G~|^2} of one batch for truncations of x (B, ..., I); dy (B, ..., O).
+
+    window: of a convolution; its G (O, k k C) is taken as a row for each output and pixel, as it is linear in x's channels.
+    """
+    def gradient(core, bases):
+        G = np.zeros((dy.shape[-1], I * (window.taps if window else 1)), np.float32)
+        add_weight_gradient(G, dy, Compressed(core, tuple(bases)), window)
+        return G.reshape(-1, I)
+
     I, norm = x.shape[-1], ops.sum_of_squares
     largest = [max(1, round(d * max(s for s in SHARES if s < 1))) for d in x.shape[:-1]] + [max(1, I // 2)]
     _, factors = linalg.tucker(x, ranks=largest, method="hosvd")
-    G = linalg.matmul_tucker(dy, x, [None] * x.ndim)
+    G = gradient(x, [None] * x.ndim)
     U = np.eye(I, dtype=np.float32) if factors[-1] is None else factors[-1]
     GU, norm2, errors = G @ U, norm(G), {}
     for batch in SHARES:
@@ -102,7 +111,7 @@ def activation_errors(x, dy):
                 if K < x.shape[mode] and factors[mode] is not None:
                     bases[mode] = np.ascontiguousarray(factors[mode][:, :K])
                     core = linalg.mode_dot(core, bases[mode], mode, transpose=True)
-            near = linalg.matmul_tucker(dy, core, bases)
+            near = gradient(core, bases)
             MU = near @ U
             cross, square = (np.cumsum((a * MU).sum(0, dtype=np.float64)) for a in (GU, MU))
             for share in CHANNEL_SHARES:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wasi import ops
-from wasi.layers import Mlp
+from wasi.layers import BasicBlock, Mlp, uses_batch_statistics
 from wasi.models.factorize import find_targets
 from wasi.models.methods import default_start
 from wasi.models.plan import LayerPlan, Plan, format_bytes, model_record, parse_bytes
@@ -47,8 +47,9 @@ class _Layer:
         self.site = site
         weights = errors.weights if factored else {(None, 0): 0.0}
         inputs = {(None, None): 0.0}
+        gelu_bits = (4, 2) if site.follows_gelu else (None,)
         for ranks, error in errors.activations.items():
-            inputs.update({(ranks, bits): error + GELU_ERROR[bits] ** 2 / 3 for bits in (4, 2)})
+            inputs.update({(ranks, bits): error + GELU_ERROR[bits] ** 2 / 3 for bits in gelu_bits})
         self._choices = [Choice(*weight, *kept) for weight in weights for kept in inputs]
         self._errors2 = np.array([a + b for a in weights.values() for b in inputs.values()])
         self._error2 = dict(zip(self._choices, self._errors2.tolist()))
@@ -181,7 +182,8 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     micro_batch: samples in flight at once; recompute: whether blocks are run again in backward; saved_bits: None, 16 or 8, of
         what blocks keep; gradient_bits, state_bits: 32 or 16, of the matrices' gradients and momentum; layerwise: whether a layer
         is updated in backward, which needs whole batches and clip_norm None. "auto": the quickest way whose error is at most 5 %
-        above that of the best way; fewer bits are tried where the budget does not do for every layer's best choice.
+        above that of the best way; fewer bits are tried where the budget does not do for every layer's best choice. Where batch
+        norms are trained, "auto" walks batches whole.
     optimizer, momentum, clip_norm: as for training; they decide what state is kept, and whether the whole gradient is.
     mode: "exact": gradients are exact: activations are kept or recomputed, never compressed nor kept in fewer bits, nor are
         gradients and momentum; "approximate": all of these where that saves memory.
@@ -198,6 +200,11 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     options = {"micro_batch": micro_batch, "recompute": recompute, "saved_bits": saved_bits, "gradient_bits": gradient_bits,
                "state_bits": state_bits, "layerwise": layerwise}
     rule = _check(budget, target_error, method, mode, batch_size, options, optimizer, momentum, clip_norm, start)
+    if uses_batch_statistics(model):
+        if mode == "exact" and micro_batch not in ("auto", batch_size):
+            raise ValueError(f"micro_batch: expected 'auto' or {batch_size} in mode 'exact', as batch norm takes the statistics "
+                             f"of micro-batches; got {micro_batch}")
+        options["micro_batch"] = batch_size if micro_batch == "auto" else micro_batch
     ways = _ways(batch_size, options, mode == "exact", rule, clip_norm, budget)
     names = find_targets(model, target_modules)
     batches = _check_batches(batches)
@@ -208,10 +215,12 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     starts = ({0: lossy, 4: start, 8: start} if method == "qwasi" else {0: lossy}) if factored else {}
     # Other inputs are kept anyway, by the norm or the attention beside them: compressing them would only add to it.
     after_gelu = {name for name in names if _follows_gelu(model, name)}
+    keeping = after_gelu | {name for name in names if _owns_block_input(model, name)}
     shapes = {name: model.get_module(name).weight.data.shape for name in names}
     errors = measure_errors(model, names, batches, lambda name, spectrum: _ranks_of(shapes[name], spectrum, ranks), starts,
-                            after_gelu if compressing else ())
-    sites = {name: Site(*shapes[name], errors[name].tokens, name in after_gelu, errors[name].in_shape) for name in names}
+                            keeping if compressing else ())
+    sites = {name: Site(*shapes[name], errors[name].tokens, name in after_gelu, name in keeping, errors[name].in_shape)
+             for name in names}
     kept = kept_errors(model, names, batches[0], {way.saved_bits for way in ways} - {None})
     layers = {name: _Layer(sites[name], errors[name], factored) for name in names}
     planned = {id(model.get_module(name).weight) for name in names}
@@ -292,6 +301,12 @@ def _ranks_of(shape, spectrum, ranks):
 def _follows_gelu(model, name):
     parent = model.get_module(name.rpartition(".")[0])
     return isinstance(parent, Mlp) and parent.fc2 is model.get_module(name)
+
+
+def _owns_block_input(model, name):
+    """Whether this is the one reader, in backward, of what a residual network's block is given."""
+    parent = model.get_module(name.rpartition(".")[0])
+    return isinstance(parent, BasicBlock) and parent.conv1 is model.get_module(name) and parent.downsample is None
 
 
 def _ways(batch_size, options, exact, rule, clip_norm, budget):
