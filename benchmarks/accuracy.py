@@ -87,12 +87,15 @@ STARTS = {
     **{f"qwasi, rank 12, {start}": Row("qwasi", (0.03,), options={"rank": 12, "start": start})
        for start in ("svd", "whitened", "gradient")},
 }
+_SCRATCH_LRS = (0.001, 0.003)
 SCRATCH = {
-    "dense": Row("dense", (0.003,)),
-    "wsi, half the parameters": Row("wsi", (0.003,), share=0.5),
-    "wasi, half the parameters": Row("wasi", (0.003,), share=0.5),
-    "wsi-dense, ranks of wsi": Row("wsi-dense", (0.003,), share=0.5),
-    "lora, as many parameters": Row("lora", (0.003,), share=0.5),
+    "dense": Row("dense", _SCRATCH_LRS),
+    "wsi, half the parameters": Row("wsi", _SCRATCH_LRS, share=0.5),
+    "wsi, half the FLOPs": Row("wsi", _SCRATCH_LRS, share=0.38),
+    "wasi, half the parameters": Row("wasi", _SCRATCH_LRS, share=0.5),
+    "wsi-dense, ranks of wsi": Row("wsi-dense", _SCRATCH_LRS, share=0.5),
+    "lora, as many parameters": Row("lora", _SCRATCH_LRS, share=0.5),
+    "qwasi, 8 bits, rank 24": Row("qwasi", _SCRATCH_LRS, options={"rank": 24, "bits": 8}),
 }
 _MICRO = {"micro_batch": 8}
 _QWASI = {"rank": 12, "bits": 8}
@@ -117,8 +120,8 @@ TABLES = {
     "starts": ("Starts of qwasi", STARTS, {**_PRETRAINED, "img_size": 80, "epochs": 3, "limit": 1500}),
     "cost": ("The accuracy that savings cost", COST, {**_PRETRAINED, "img_size": 64, "epochs": 2, "limit": 1000}),
     "scratch": ("Training from scratch", SCRATCH,
-                {"model": "vit_micro_patch4_32", "img_size": 32, "epochs": 6, "batch_size": 32, "optimizer": "adamw",
-                 "weight_decay": 0.05, "warmup": 50, "limit": 2000}),
+                {"model": "vit_micro_patch4_32", "img_size": 32, "epochs": 10, "batch_size": 32, "optimizer": "adamw",
+                 "weight_decay": 0.05, "warmup": 100, "limit": 10000}),
 }
 
 
