@@ -29,8 +29,8 @@ from harness import RESULTS, commit, context, mib, write_results
 
 import wasi
 from wasi.layers import ActivationPolicy, FactoredLinear
-from wasi.models import find_targets, load_model
-from wasi.models.methods import FACTORED, MethodOptions, apply_method, freeze_parameters
+from wasi.models import load_model
+from wasi.models.methods import FACTORED, MethodOptions, apply_method
 from wasi.training.data import Loader, Transform, open_splits
 from wasi.training.loop import TrainConfig, train
 from wasi.training.runlog import RunFolder, read_result, write_json
@@ -46,12 +46,13 @@ class Row:
 
     method: str
     lrs: tuple
-    share: float | None = None  # factors of so many times the weight's parameters
+    share: float | None = None  # factors of so many times the weights' parameters
     options: dict = field(default_factory=dict)  # of MethodOptions
     policy: dict = field(default_factory=dict)  # of ActivationPolicy
     train: dict = field(default_factory=dict)  # of TrainConfig
     precision: str = "float32"  # of linear layers' products
     exact_tiles: bool = False  # qwasi's residual is multiplied in float32
+    calibration: int = 4  # batches for the start of factors
     most_seeds: int | None = None  # for a row whose place is clear after so many
 
 
@@ -64,6 +65,7 @@ def first_blocks(n):
 # half, lora's then takes the same bytes as wsi, and dense training of the last blocks as many FLOPs.
 FROZEN = "dense, embeddings frozen"  # the other row that differences are taken from
 RECOMPUTE, BFLOAT16 = {"recompute": True}, {"gradient_bits": 16, "state_bits": 16}
+_WHITENED = {"start": "whitened"}
 FINETUNE = {
     "dense": Row("dense", (0.01, 0.02, 0.04)),
     FROZEN: Row("dense", (0.02,), options={"freeze": EMBEDDINGS}),
@@ -73,10 +75,12 @@ FINETUNE = {
         "qwasi", (0.02,), options={"rank": 18, "bits": 4, "freeze": EMBEDDINGS}, policy=RECOMPUTE, train=BFLOAT16),
     "qwasi, 8 bits, rank 7": Row("qwasi", (0.01, 0.02, 0.03), options={"rank": 7, "bits": 8}, policy=RECOMPUTE),
     "qwasi, 4 bits, rank 12": Row("qwasi", (0.02, 0.03), options={"rank": 12, "bits": 4}, policy=RECOMPUTE),
-    "wsi, whitened": Row("wsi", (0.03,), share=0.4),
-    "wsi, whitened, last 4 blocks": Row("wsi", (0.03,), share=0.65, options={"freeze": first_blocks(8)}),
+    "wsi, fisher": Row("wsi", (0.03,), share=0.4, calibration=16),
+    "wsi, whitened": Row("wsi", (0.03,), share=0.4, options=_WHITENED),
+    "wsi, whitened, last 4 blocks": Row("wsi", (0.03,), share=0.65, options={"freeze": first_blocks(8), **_WHITENED}),
     "dense, last 3 blocks": Row("dense", (0.03,), options={"freeze": first_blocks(9)}),
-    "wasi, whitened": Row("wasi", (0.03,), share=0.4, most_seeds=1),
+    "wasi, fisher": Row("wasi", (0.03,), share=0.4, calibration=16),
+    "wasi, whitened": Row("wasi", (0.03,), share=0.4, options=_WHITENED, most_seeds=1),
     "asi": Row("asi", (0.02,), most_seeds=1),
     "lora, rank 12": Row("lora", (0.08,), options={"rank": 12}),
     "qlora, 4 bits, rank 12": Row("qlora", (0.08,), options={"rank": 12}, policy=RECOMPUTE),
@@ -128,13 +132,8 @@ TABLES = {
 def ready_model(args, row, seed, loader, num_classes):
     """The model of a row, ready for training."""
     model = wasi.create_model(args.model, num_classes=num_classes, img_size=args.img_size, weights=args.weights, seed=seed)
-    pattern = None
-    freeze_parameters(model, row.options.get("freeze", ()))
-    if row.share is not None:
-        shapes = {name: model.get_module(name).weight.data.shape for name in find_targets(model, TARGETS)}
-        pattern = {name: max(1, round(row.share * O * I / (O + I))) for name, (O, I) in shapes.items()}
-    calibration = list(itertools.islice(loader, args.calibration)) if args.weights and row.method in FACTORED else None
-    options = MethodOptions(targets=TARGETS, rank_pattern=pattern, seed=seed, **row.options)
+    calibration = list(itertools.islice(loader, row.calibration)) if args.weights and row.method in FACTORED else None
+    options = MethodOptions(targets=TARGETS, share=row.share, seed=seed, **row.options)
     apply_method(model, row.method, options, calibration, verbose=False)
     if row.policy:
         model.set_policy(ActivationPolicy(**{"gelu_bits": model.blocks[0].policy.gelu_bits, **row.policy}))
@@ -224,7 +223,6 @@ def main(words=None):
     add("--momentum", type=float, default=0.9)
     add("--weight-decay", type=float)
     add("--warmup", type=int)
-    add("--calibration", type=int, default=4, help="batches for the start of factors")
     add("--limit", type=int, help="training images")
     add("--limit-val", type=int, default=1000)
     add("--limit-test", type=int, default=4000)

@@ -7,7 +7,7 @@ import wasi
 from wasi import ops
 from wasi.layers import ActivationPolicy, FactoredLinear, Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
-from wasi.models.factorize import gradient_factors, input_covariances, weight_gradients
+from wasi.models.factorize import curvatures, gradient_factors, input_covariances, weight_gradients
 from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
@@ -339,6 +339,80 @@ def test_weight_gradients_are_those_of_training_and_leave_the_model_as_it_was():
         assert relative_error(got[name], model.get_module(name).weight.grad) < 1e-6
 
 
+class _Offset(Linear):
+    """A linear whose output is moved by `offset`."""
+
+    def forward(self, x, train=False, keep_input=True):
+        y = super().forward(x, train, keep_input)
+        return y + self.offset.reshape(y.shape)
+
+
+def test_curvatures_are_the_mean_squares_of_inputs_and_of_output_gradients():
+    """Those of the outputs by differences of the loss, token by token; the model stays as it was."""
+    model, images, labels = model_and_batch()
+    names = ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"]
+    before = {name: p.data.copy() for name, p in model.named_parameters()}
+    model.blocks[0].mlp.fc1.weight.trainable = False
+    covariances, slopes = curvatures(model, names, [(images[:2], labels[:2]), (images[2:], labels[2:])])
+    assert all(p.grad is None and np.array_equal(p.data, before[name]) for name, p in model.named_parameters())
+    assert [name for name, p in model.named_parameters() if not p.trainable] == ["blocks.0.mlp.fc1.weight"]
+    expected = input_covariances(model, names, [images])
+    rng = np.random.default_rng(1)
+    for name in names:
+        assert relative_error(covariances[name], expected[name]) < 1e-6
+        layer = model.get_module(name)
+        moved, v = _Offset(layer.weight.data, layer.bias.data), rng.standard_normal(layer.out_features)
+        v = (v / np.linalg.norm(v)).astype(np.float32)
+        squares = []
+        with model.replaced({name: moved}):
+            for part in (slice(0, 2), slice(2, 6)):
+                for i, token in np.ndindex(len(labels[part]), 5):
+                    losses = []
+                    for sign in (1, -1):
+                        moved.offset = np.zeros((len(labels[part]), 5, len(v)), np.float32)
+                        moved.offset[i, token] = sign * 0.05 * v
+                        losses.append(model.loss(model.forward(images[part]), labels[part], need_gradient=False)[0])
+                    squares.append(((losses[0] - losses[1]) / 0.1) ** 2)
+        assert v @ slopes[name] @ v == pytest.approx(np.mean(squares), rel=0.02)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_ranks_of_a_share_go_where_the_loss_misses_them(rng, share):
+    """As many parameters as in proportion, and the model's answers are nearer to the dense one's."""
+    rows, moved = {}, {}
+    for start in ("whitened", "fisher"):
+        model, images, labels = model_and_batch()
+        images, labels = rng.standard_normal((60, 3, 16, 16)).astype(np.float32), rng.integers(0, 5, 60)
+        for i in (0, 1):  # inputs of many scales, and one layer that does little
+            model.blocks[i].norm2.weight.data *= np.geomspace(3, 0.03, 64).astype(np.float32)
+        model.blocks[1].mlp.fc2.weight.data *= 0.05
+        want = model.forward(images)
+        options = MethodOptions(("all",), share=share, start=start)
+        rows[start] = apply_method(model, "wsi", options, [(images, labels)], verbose=False).factorization
+        moved[start] = np.linalg.norm(model.forward(images) - want)
+    parameters = {start: sum(row.parameters_after for row in found) for start, found in rows.items()}
+    asked = share * sum(row.parameters_before for row in rows["fisher"])
+    assert asked - (64 + 256) < parameters["fisher"] <= asked
+    assert parameters["whitened"] == pytest.approx(asked, rel=0.03)
+    ranks = {row.name: row.rank for row in rows["fisher"]}
+    assert ranks["blocks.1.mlp.fc2"] < ranks["blocks.0.mlp.fc2"]
+    assert moved["fisher"] < 0.9 * moved["whitened"]
+
+
+def test_a_share_is_by_fisher_where_it_can_be_and_leaves_given_ranks():
+    for method, start in (("wsi", "fisher"), ("wasi", "fisher"), ("svd-llm", "whitened"), ("wsi-dense", "svd")):
+        found = []
+        for chosen in (None, start):
+            model, images, labels = model_and_batch()
+            options = MethodOptions(("all",), share=0.4, start=chosen, rank_pattern={"blocks.0.mlp.fc1": 5})
+            apply_method(model, method, options, [(images, labels)], verbose=False)
+            assert model.get_module("blocks.0.mlp.fc1").rank == 5
+            found.append(model.forward(images))
+        assert np.array_equal(*found)
+    model = apply_method(model_and_batch()[0], "lora", MethodOptions(("all",), share=0.5), verbose=False)
+    assert {m.rank for _, m in model.named_modules() if isinstance(m, LoraLinear)} == {16, 24, 26}
+
+
 def test_bad_method_is_refused_by_name():
     model, _, _ = model_and_batch()
     with pytest.raises(ValueError, match="method: expected one of dense, asi, .*got 'magic'"):
@@ -349,7 +423,7 @@ def test_bad_method_is_refused_by_name():
         apply_method(model_and_batch()[0], "svd-llm-lora", MethodOptions(rank=4), [model_and_batch()[1:]])
     with pytest.raises(ValueError, match="start: expected 'whitened' and calibration batches for svd-llm, got 'svd'"):
         apply_method(model, "svd-llm")
-    with pytest.raises(ValueError, match="start: expected one of svd, whitened, gradient, got 'magic'"):
+    with pytest.raises(ValueError, match="start: expected one of svd, whitened, fisher, gradient, got 'magic'"):
         apply_method(model, "wsi", MethodOptions(start="magic"))
     with pytest.raises(ValueError, match="calibration: expected batches for the start 'gradient', got None"):
         apply_method(model, "qwasi", MethodOptions(start="gradient"))
@@ -357,3 +431,12 @@ def test_bad_method_is_refused_by_name():
         apply_method(model, "wsi", MethodOptions(start="gradient"), [model_and_batch()[1:]])
     with pytest.raises(ValueError, match="gradients: expected at least one calibration batch, got none"):
         apply_method(model, "qwasi", calibration=[])
+    for share in (0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=rf"share: expected a number in \(0, 1\], got {share}"):
+            apply_method(model, "wsi", MethodOptions(share=share))
+    with pytest.raises(ValueError, match="share: expected None with a rank, got 0.5 and rank 4"):
+        apply_method(model, "wsi", MethodOptions(share=0.5, rank=4))
+    with pytest.raises(ValueError, match="fisher: expected at least one calibration batch, got none"):
+        apply_method(model, "wsi", MethodOptions(share=0.5), calibration=[])
+    with pytest.raises(ValueError, match="whiten, gradients, fisher: expected at most one of them"):
+        wasi.factorize(model, whiten=[], fisher=[])

@@ -198,6 +198,63 @@ def test_whitened_svd_minimises_the_output_error(rng, O, I):
         assert error <= best
 
 
+def loss_of(W, C, D, product):
+    """tr(D E C E') of the error E."""
+    E = W.astype(np.float64) - product.astype(np.float64)
+    return np.trace(D @ E @ C @ E.T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("O, I", [(20, 20), (12, 40), (40, 12), (1, 5), (5, 1)])
+def test_fisher_svd_matches_the_text_book_and_nothing_near_loses_less(rng, dtype, O, I):
+    W, C, D = rng.standard_normal((O, I)).astype(dtype), covariance(rng, I, 4 * I), covariance(rng, O, 4 * O)
+    for rank in {1, min(O, I) // 2 or 1, min(O, I)}:
+        L, R, spectrum = linalg.fisher_svd(W, C, D, rank, output_ridge=1e-3)
+        product, S = ref.fisher_svd(W.astype(np.float64), C, D, rank, output_ridge=1e-3)
+        assert L.dtype == R.dtype == spectrum.dtype == dtype and orthogonality(L) < 1e-6
+        assert_close(spectrum, S, 20 if dtype is np.float32 else 1e6)
+        assert_close(L @ R, product, 50 if dtype is np.float32 else 1e6)
+    L, R, spectrum = linalg.fisher_svd(W, C, D, 1, ridge=0.0, output_ridge=1e-9)
+    lost = loss_of(W, C, D, L @ R)
+    assert lost == pytest.approx((spectrum[1:].astype(np.float64) ** 2).sum(), rel=1e-3, abs=1e-9)
+    for _ in range(5 if min(O, I) > 1 else 0):
+        assert lost < loss_of(W, C, D, (L + 1e-2 * rng.standard_normal(L.shape)) @ R)
+    if min(O, I) > 1:
+        assert lost < loss_of(W, C, D, np.matmul(*linalg.whitened_svd(W, C, 1)[:2]))
+
+
+def test_fisher_svd_by_output_covariances_is_that_by_input_covariances(rng):
+    """As for convolutions, whose patches are wide."""
+    W, C, D = rng.standard_normal((12, 40)), covariance(rng, 40, 160), covariance(rng, 12, 48)
+    by_input, by_output = (linalg.fisher_svd(W, M, D, 5, ridge=0.0) for M in (C, W @ C @ W.T))
+    assert_close(by_output[0] @ by_output[1], by_input[0] @ by_input[1], 1e6)
+    assert_close(by_output[2], by_input[2], 1e6)
+
+
+def test_fisher_svd_without_gradients_is_whitened_svd(rng):
+    W, C = rng.standard_normal((12, 20)).astype(np.float32), covariance(rng, 20, 80)
+    for D in (np.zeros((12, 12)), np.eye(12)):
+        L, R, _ = linalg.fisher_svd(W, C, D, variance=0.8)
+        whitened = linalg.whitened_svd(W, C, variance=0.8)
+        assert L.shape == whitened[0].shape
+        assert_close(L @ R, whitened[0] @ whitened[1], 8)
+
+
+def test_fisher_svd_refuses_by_name():
+    W, C, D = np.eye(4, 3), np.eye(3), np.eye(4)
+    with pytest.raises(TypeError, match="D: expected a float64 array, got float32"):
+        linalg.fisher_svd(W, C, D.astype(np.float32))
+    with pytest.raises(ValueError, match=r"D: expected shape \(4, 4\), got \(3, 3\)"):
+        linalg.fisher_svd(W, C, C)
+    with pytest.raises(ValueError, match="output_ridge: expected a number above 0, got 0"):
+        linalg.fisher_svd(W, C, D, output_ridge=0)
+    with pytest.raises(ValueError, match="rank: expected 1 to 3"):
+        linalg.fisher_svd(W, C, D, rank=4)
+    D[1, 2] = np.nan
+    with pytest.raises(ArithmeticError, match="fisher_svd: D holds NaN or Inf"):
+        linalg.fisher_svd(W, C, D)
+
+
 def test_whitened_svd_with_identity_is_plain_svd(rng):
     W = rng.standard_normal((15, 25)).astype(np.float32)
     L, R, spectrum = linalg.whitened_svd(W, np.eye(25), variance=0.8)

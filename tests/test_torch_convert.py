@@ -19,6 +19,7 @@ from torch_models import ViT
 import wasi
 import wasi.torch
 from wasi import layers, ops
+from wasi.models.factorize import allocated_ranks
 from wasi.models.methods import apply_method
 from wasi.models.plan import PlanError
 from wasi.torch import WSI, FactoredLinear, Linear, MethodOptions, convert, merge, restore
@@ -295,8 +296,9 @@ def test_targets_that_cannot_be_converted_are_refused_and_leave_the_model_alone(
         ({"targets": ("2",), "freeze": ("0",)}, "freeze: expected none, as requires_grad_"),
         ({"targets": ("2",), "variance": 0}, r"variance: expected a share in \(0, 1\], got 0"),
         ({"targets": ("2",), "start": "whitened"}, "calibration: expected losses for the start 'whitened', got None"),
-        ({"targets": ("2",), "start": "gradient"}, "start: expected 'svd' or 'whitened' for a method without residuals"),
-        ({"targets": ("2",), "start": "magic"}, "start: expected one of svd, whitened, gradient, got 'magic'"),
+        ({"targets": ("2",), "start": "gradient"}, "start: expected 'svd', 'whitened' or 'fisher' for a method without resid"),
+        ({"targets": ("2",), "start": "magic"}, "start: expected one of svd, whitened, fisher, gradient, got 'magic'"),
+        ({"targets": ("2",), "share": 2}, r"share: expected a number in \(0, 1\], got 2"),
         ({"targets": ("2",), "method": "qwasi", "bits": 5}, "bits: expected 4 or 8, got 5"),
         ({"targets": ("2",), "method": "asi", "activation_ranks": (2, 0)}, "activation_ranks: expected three shares"),
     ]
@@ -355,6 +357,22 @@ def test_factors_start_where_calibration_says(rng):
     assert relative_error(model[0].L.detach() @ model[0].L.detach().T, U @ U.T) < 1e-3
     assert relative_error(model[0].merged_weight(), plain[0].weight.detach()) < 0.01
     assert all(p.grad is None for p in model.parameters())
+
+    model = copy.deepcopy(plain)
+    convert(model, "wsi", MethodOptions(targets=("0", "2"), share=0.5), calibration=losses(model), verbose=False)
+    covariances, slopes = {}, {}
+    for name, inputs in (("0", batches), ("2", [plain[1](plain[0](x)) for x in batches])):
+        outputs = [plain[int(name)](x) for x in inputs]
+        ends = [torch.autograd.grad((plain[2](plain[1](y)) if name == "0" else y).square().mean(), y)[0] for y in outputs]
+        covariances[name], slopes[name] = (sum((x.double().T @ x.double()).detach().numpy() for x in a) / 48
+                                           for a in (inputs, ends))
+    weights = {name: plain[int(name)].weight.detach().numpy() for name in covariances}
+    spectra = {name: wasi.linalg.fisher_svd(W, covariances[name], slopes[name])[2] for name, W in weights.items()}
+    ranks = allocated_ranks(spectra, {name: W.shape for name, W in weights.items()}, 0.5)
+    for name, W in weights.items():
+        L, R, _ = wasi.linalg.fisher_svd(W, covariances[name], slopes[name], rank=ranks[name])
+        assert model[int(name)].L.shape[1] == ranks[name]
+        assert relative_error(model[int(name)].merged_weight(), L @ R) < 1e-4
     with pytest.raises(ValueError, match="calibration: expected losses of batches that reach 0, computed as they are asked for"):
         model = copy.deepcopy(plain)
         convert(model, "wsi", MethodOptions(targets=("0",), rank=5), calibration=list(losses(model)), verbose=False)

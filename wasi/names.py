@@ -18,7 +18,8 @@ METHODS = {
 }
 # Those whose targets start from a truncated SVD, and what that is of.
 FACTORED = ("wsi", "qwasi", "wasi", "wsi-dense", "svd", "svd-llm", "svd-llm-lora")
-STARTS = ("svd", "whitened", "gradient")
+STARTS = ("svd", "whitened", "fisher", "gradient")
+PLANNED_STARTS = ("svd", "whitened", "gradient")
 
 # Of the learning rate, and what the best epoch is best by.
 SCHEDULES = ("constant", "cosine", "linear", "step")

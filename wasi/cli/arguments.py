@@ -9,6 +9,7 @@ from wasi.names import (
     MODES,
     MONITORS,
     PLANNED,
+    PLANNED_STARTS,
     PRECISIONS,
     SCHEDULES,
     STARTS,
@@ -53,10 +54,13 @@ def add_training_options(parser):
     add("--variance", type=float, help="share of the squared singular values that wsi keeps (default: 0.9 with --weights)")
     add("--rank", type=int, help="one rank for every factored layer instead (default without --weights: a quarter of the width, "
                                  "since random weights have no spectrum to choose by)")
+    add("--share", type=float, help="instead of a rank: factors of so many times the parameters of the layers they replace, such "
+                                    "as 0.4; calibrated, wsi and wasi give them to the layers where the loss misses them most")
     add("--calibration", type=int, metavar="N", help="choose the start of the factors on N training batches; 0: plain SVD "
-                                                     "(default: 4 with --weights and for svd-llm, else 0)")
-    add("--start", choices=STARTS, help="of the factors: plain or whitened SVD of the weight, or, for qwasi, the gradient's "
-                                        "leading directions (default, calibrated: gradient for qwasi, else whitened)")
+                                                     "(default: 4 with --weights and for svd-llm, 16 for fisher, else 0)")
+    add("--start", choices=STARTS, help="of the factors: SVD of the weight, plain, whitened by the inputs or weighted by the "
+                                        "loss's Fisher matrix, or, for qwasi, the gradient's leading directions (default, "
+                                        "calibrated: gradient for qwasi, fisher with --share, else whitened)")
     add("--bits", type=int, choices=(4, 8), help="of the frozen residual of qwasi and the frozen weights of qlora (default: 4)")
     add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
     add("--lora-rank", type=int, default=8, help="of the updates of svd-llm-lora; lora itself takes --rank")
@@ -220,7 +224,7 @@ def plan(parser):
     add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
     add("--momentum", type=float, help="of sgd (default: 0.9)")
     add("--calibration", type=int, default=2, metavar="N", help="batches of up to 16 training samples to measure on")
-    add("--start", choices=STARTS, help="of the factors, as for wasi train")
+    add("--start", choices=PLANNED_STARTS, help="of the factors, as for wasi train")
     add_data_options(parser)
     add("--seed", type=int, default=0)
     add_machine_options(parser)

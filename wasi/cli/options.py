@@ -153,7 +153,7 @@ def optimizer_of(args, text=False):
 
 def follow_plan(args, plan):
     """Sets in `args` what the plan decides. Raises ValueError for options that decide the same, or decided otherwise."""
-    for name in ("rank", "variance", "bits", "activation_ranks", "targets", "start", "calibration", "recompute",
+    for name in ("rank", "share", "variance", "bits", "activation_ranks", "targets", "start", "calibration", "recompute",
                  "saved_bits"):
         if getattr(args, name) not in (None, False):
             raise ValueError(f"--{name.replace('_', '-')}: the plan decides this; give --plan or this option, not both")
@@ -186,12 +186,12 @@ def model_name(args):
 def method_options(args, model):
     """What `apply_method` is told."""
     rank, pattern, targets = args.rank, None, targets_of(args)
-    if rank is None and args.variance is None and not args.weights:
+    if rank is None and args.share is None and args.variance is None and not args.weights:
         rank, pattern = quarter_ranks(model, targets)
     ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
-    return MethodOptions(targets=targets, variance=0.9 if args.variance is None else args.variance, rank=rank, rank_pattern=pattern, bits=args.bits or 4,
-                         start=args.start, alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, freeze=frozen(args),
-                         activation_ranks=ranks)
+    return MethodOptions(targets=targets, variance=0.9 if args.variance is None else args.variance, rank=rank, share=args.share,
+                         rank_pattern=pattern, bits=args.bits or 4, start=args.start, alpha=args.alpha, lora_rank=args.lora_rank,
+                         seed=args.seed, freeze=frozen(args), activation_ranks=ranks)
 
 
 def frozen(args):
@@ -201,7 +201,8 @@ def frozen(args):
 
 def calibration_batches(args, method, loader):
     """The batches that the factors are chosen on, or None."""
-    n = (4 if args.weights or method.startswith("svd-llm") else 0) if args.calibration is None else args.calibration
+    usual = 16 if args.share or args.start == "fisher" else 4  # gradients vary more than inputs do
+    n = (usual if args.weights or method.startswith("svd-llm") else 0) if args.calibration is None else args.calibration
     return list(itertools.islice(loader, n if method in FACTORED else 0)) or None
 
 

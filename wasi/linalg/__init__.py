@@ -13,7 +13,7 @@ from wasi.linalg.rsvd import (
     randomized_svd,
     subspace_svd,
 )
-from wasi.linalg.svd import orthonormalize, truncated_svd, whitened_svd
+from wasi.linalg.svd import fisher_svd, orthonormalize, truncated_svd, whitened_svd
 from wasi.linalg.tensor import (
     asi_factors,
     asi_step,
@@ -35,6 +35,7 @@ __all__ = [
     "asi_factors",
     "asi_step",
     "diff_norm",
+    "fisher_svd",
     "matmul_tucker",
     "mode_dot",
     "orthonormalize",

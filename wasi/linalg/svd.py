@@ -67,6 +67,45 @@ def whitened_svd(W, C, rank=None, variance=None, ridge=1e-6):
     return _core.whitened_svd(W, C, rank, variance, ridge)
 
 
+def fisher_svd(W, C, D, rank=None, variance=None, ridge=1e-6, output_ridge=0.1):
+    """The rank-K product L R that the loss misses least: min tr(D (W - L R) C (W - L R)') for inputs x and output gradients d.
+
+    C = E[x' x] and D = E[d' d] are the two factors of a layer's Fisher matrix (K-FAC's), so half of that trace is what the loss
+    rises by, to second order, and the spectra of layers can be compared: `wasi.models.factorize.allocated_ranks` does.
+
+    Parameters: W (O, I); C as in `whitened_svd`; D (O, O) float64, symmetric positive semidefinite, or zero for the unit matrix;
+    rank, variance and ridge as there, on the spectrum of D^(1/2) W C^(1/2); output_ridge above 0: so much of the mean of D's
+    eigenvalues is added to each, since few gradients say little about the directions in which they are small.
+    Returns L (O, K) orthonormal, R (K, I), spectrum (min(O, I),): the singular values of D^(1/2) W C^(1/2).
+    Raises as `whitened_svd`.
+
+    Source: generalised Fisher-weighted SVD (arXiv 2505.17974); the Fisher matrix's two factors from K-FAC (arXiv 1503.05671).
+
+    >>> import numpy as np
+    >>> L, R, spectrum = fisher_svd(np.eye(2), np.diag([1.0, 4.0]), np.diag([100.0, 1.0]), rank=1, output_ridge=1e-9)
+    >>> spectrum.round(3).tolist(), (L @ R).round(3).tolist()
+    ([10.0, 2.0], [[1.0, 0.0], [0.0, 0.0]])
+    """
+    O = len(W)
+    if not (isinstance(D, np.ndarray) and D.dtype == np.float64):
+        raise TypeError(f"D: expected a float64 array, got {getattr(D, 'dtype', type(D).__name__)}")
+    if D.shape != (O, O):
+        raise ValueError(f"D: expected shape {(O, O)}, got {D.shape}")
+    if not output_ridge > 0:
+        raise ValueError(f"output_ridge: expected a number above 0, got {output_ridge}")
+    if not np.isfinite(D).all():
+        raise ArithmeticError("fisher_svd: D holds NaN or Inf")
+    energy, Z = np.linalg.eigh(D)
+    energy = np.maximum(energy, 0)
+    energy = energy + output_ridge * energy.mean() if energy.any() else np.ones(O)
+    root, inverse = (Z * energy**0.5) @ Z.T, (Z * energy**-0.5) @ Z.T
+    if np.shape(C) == (O, O) and O < W.shape[1]:  # of the outputs
+        C = root @ C @ root
+    seen, rest, spectrum = whitened_svd(root @ W, C, rank, variance, ridge)
+    L, T = np.linalg.qr(inverse @ seen)
+    return tuple(np.ascontiguousarray(a, W.dtype) for a in (L, T @ rest, spectrum))
+
+
 def _from_outputs(W, M, rank, variance, ridge):
     """`whitened_svd` by the eigenvectors of M = E[y' y] = W C W'."""
     O, smallest = len(W), np.finfo(np.float64).tiny

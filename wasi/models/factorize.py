@@ -1,16 +1,17 @@
 """Replaces a model's dense linears by factored ones: what the factors hold at the start, and what is kept beside them.
 
-The factors start as a truncated SVD of the weight, plain or whitened by calibration inputs, or, over a frozen residual that
-holds the rest, in the directions of the loss's gradient.
+The factors start as a truncated SVD of the weight, plain, whitened by calibration inputs, or weighted by the loss's Fisher
+matrix there, or, over a frozen residual that holds the rest, in the directions of the loss's gradient.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from wasi import linalg, ops
 from wasi._core import Arena
-from wasi.layers import FactoredLinear, Linear, Module
+from wasi.layers import FactoredLinear, Linear
 
 # What a target's short name stands for, in the models of this package.
 TARGET_GROUPS = {
@@ -29,7 +30,7 @@ class FactorizedLayer:
     out_features: int
     in_features: int
     rank: int
-    variance: float  # share that was kept of the squared singular values: of the weight, the whitened weight or the gradient
+    variance: float  # share that was kept of the squared singular values that the start goes by
 
     @property
     def parameters_before(self):
@@ -72,17 +73,33 @@ def match_targets(linears, target_modules, exclude_modules=()):
     return [name for name in found if not matches(name, exclude_modules)]
 
 
-class _GramLinear(Module):
-    """Stands in for a linear during calibration: passes on its output and sums its Gram matrix (`Gram`)."""
+class _Calibrated(Linear):
+    """Stands in for a linear during calibration: passes on what it would, and sums up its `Gram` and the gradients' E[dy' dy]."""
 
     def __init__(self, linear):
-        self.linear = linear
+        super().__init__(linear.weight.data, linear.bias and linear.bias.data)
+        O = self.out_features
         self.gram = Gram(linear)
+        self._slopes = np.zeros((O, O))
+        self._n_slopes = 0
 
     def forward(self, x, train=False, keep_input=True):
-        y = self.linear.forward(x)
+        y = super().forward(x)
         self.gram.add(x, y)
+        self._saved = (x.shape,)
         return y
+
+    def backward(self, dy, x=None, need_dx=True):
+        (shape,) = self._take_saved()
+        rows = dy.reshape(-1, dy.shape[-1])
+        self._slopes += rows.T @ rows
+        self._n_slopes += len(rows)
+        size = None if self.window is None else shape[1:3]
+        return ops.linear_backward(dy, None, self.weight.data, None, None, need_dx, window=self.window, size=size)
+
+    def slopes(self):
+        """E[dy' dy] (O, O)."""
+        return self._slopes / self._n_slopes
 
 
 class Gram:
@@ -127,13 +144,45 @@ def input_covariances(model, names, batches):
 
     Raises ValueError where there is no batch.
     """
-    collectors = {name: _GramLinear(model.get_module(name)) for name in names}
-    with model.replaced(collectors), Arena():  # whose pages go back to the system
+    layers = {name: _Calibrated(model.get_module(name)) for name in names}
+    with model.replaced(layers), Arena():  # whose pages go back to the system
         for batch in batches:
             model.forward(batch[0] if isinstance(batch, tuple) else batch)
-    if any(c.gram.n_rows == 0 for c in collectors.values()):
+    if any(layer.gram.n_rows == 0 for layer in layers.values()):
         raise ValueError("whiten: expected at least one calibration batch, got none")
-    return {name: c.gram.mean() for name, c in collectors.items()}
+    return {name: layer.gram.mean() for name, layer in layers.items()}
+
+
+def curvatures(model, names, batches):
+    """The two factors of each named linear's Fisher matrix over labelled batches (images, labels): ({name: `Gram`'s mean},
+    {name: E[dy' dy] (O, O)}), float64 arrays, dy the gradients of the loss by its outputs.
+
+    No gradient of a weight exists while it runs. Raises ValueError where there is no batch, ArithmeticError where the loss is
+    not finite.
+    """
+    layers = {name: _Calibrated(model.get_module(name)) for name in names}
+    with _all_frozen(model), model.replaced(layers), Arena():
+        for images, labels in batches:
+            loss, dlogits, _ = model.loss(model.forward(images, train=True), labels)
+            if not np.isfinite(loss):
+                raise ArithmeticError("fisher: the loss on the calibration batches is not finite")
+            model.backward(dlogits)
+    if any(layer.gram.n_rows == 0 for layer in layers.values()):
+        raise ValueError("fisher: expected at least one calibration batch, got none")
+    return {name: layer.gram.mean() for name, layer in layers.items()}, {name: layer.slopes() for name, layer in layers.items()}
+
+
+@contextlib.contextmanager
+def _all_frozen(model):
+    """A context within which none of the model's parameters is trainable."""
+    trainable = [(p, p.trainable) for _, p in model.named_parameters()]
+    try:
+        for p, _ in trainable:
+            p.trainable = False
+        yield
+    finally:
+        for p, was in trainable:
+            p.trainable = was
 
 
 def weight_gradients(model, names, batches):
@@ -142,18 +191,13 @@ def weight_gradients(model, names, batches):
     The gradients of these weights alone are dense while it runs; the model's own gradients must be clear, and stay so.
     Raises ValueError where there is no batch.
     """
-    parameters = [p for _, p in model.named_parameters()]
-    trainable = [p.trainable for p in parameters]
     weights = {name: model.get_module(name).weight for name in names}
-    for p in parameters:
-        p.trainable = False
-    for p in weights.values():
-        p.trainable = True
     try:
-        for p in weights.values():
-            p.grad_buffer()
-        n_batches = 0
-        with Arena():  # whose pages go back to the system
+        with _all_frozen(model), Arena():  # whose pages go back to the system
+            for p in weights.values():
+                p.trainable = True
+                p.grad_buffer()
+            n_batches = 0
             for images, labels in batches:
                 _, dlogits, _ = model.loss(model.forward(images, train=True), labels)
                 model.backward(dlogits)
@@ -162,8 +206,6 @@ def weight_gradients(model, names, batches):
             raise ValueError("gradients: expected at least one calibration batch, got none")
         return {name: p.grad for name, p in weights.items()}
     finally:
-        for p, was in zip(parameters, trainable):
-            p.trainable = was
         for p in weights.values():
             p.grad = None
 
@@ -181,10 +223,10 @@ def gradient_factors(W, G, **keep):
     return U, gradient_scale(W) * Vt, _share(S, G)
 
 
-def starting_factors(W, covariance=None, gradient=None, **keep):
-    """Factors of W (O, I): in the leading directions of its gradient, or a truncated SVD, whitened or plain.
+def starting_factors(W, covariance=None, gradient=None, slopes=None, **keep):
+    """Factors of W (O, I): in the leading directions of its gradient, or a truncated SVD, plain, whitened or Fisher-weighted.
 
-    covariance: of its inputs, E[x' x]; keep: rank or variance.
+    covariance: of its inputs, E[x' x]; slopes: E[d' d] of its outputs' gradients, with covariance; keep: rank or variance.
     Returns L (O, K), R (K, I) and the share kept of the squared singular values.
     """
     if gradient is not None:
@@ -192,7 +234,8 @@ def starting_factors(W, covariance=None, gradient=None, **keep):
     if covariance is None:
         U, s, Vt = linalg.truncated_svd(W, **keep)
         return U, s[:, None] * Vt, _share(s, W)
-    L, R, s = linalg.whitened_svd(W, covariance, **keep)
+    L, R, s = (linalg.whitened_svd(W, covariance, **keep) if slopes is None
+               else linalg.fisher_svd(W, covariance, slopes, **keep))
     return L, R, float((s[: L.shape[1]].astype(float) ** 2).sum() / (s.astype(float) ** 2).sum())
 
 
@@ -208,7 +251,7 @@ def _share(S, A):
 
 
 def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, target_modules=None,
-              exclude_modules=(), verbose=True, residual_bits=None, gradients=None):
+              exclude_modules=(), verbose=True, residual_bits=None, gradients=None, fisher=None, share=None):
     """Replaces linears of `model` by rank-K factors, in place, and returns the model.
 
     Parameters
@@ -225,10 +268,15 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     gradients: with residual_bits, an iterable of labelled batches (images, labels): the factors start in the leading
         directions of the loss's gradient (`gradient_factors`), by whose singular values `variance` then counts. The dense
         gradient of the targets exists while this is computed.
+    fisher: an iterable of labelled batches: then the error that is minimised is that of the loss on them, to second order
+        (`linalg.fisher_svd`).
+    share: instead of rank and variance, factors of so many times the targets' parameters in all, above 0 and at most 1. With
+        `fisher` they go to the layers where the loss misses them most (`allocated_ranks`), else to all in proportion. Layers of
+        rank_pattern stand aside.
 
     Raises ValueError for targets that match nothing, variances outside (0, 1], ranks above a dimension, gradients without
-    a residual.
-    Source: WASI (arXiv 2510.09160), section 3.2; whitening after SVD-LLM (arXiv 2403.07378).
+    a residual, more than one of whiten, gradients and fisher.
+    Source: WASI (arXiv 2510.09160), section 3.2; whitening after SVD-LLM (arXiv 2403.07378); fisher: arXiv 2505.17974.
 
     >>> from wasi.models import create_model
     >>> model = factorize(create_model("vit_micro_patch8_64"), variance=0.5, verbose=False)
@@ -243,16 +291,21 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
         raise ValueError(f"variance: expected a share in (0, 1], got {variance}")
     if gradients is not None and residual_bits is None:
         raise ValueError("gradients: expected residual_bits of 4 or 8 with them: these factors alone do not stand for the weight")
-    if gradients is not None and whiten is not None:
-        raise ValueError("whiten: expected None with gradients")
+    if sum(batches is not None for batches in (whiten, gradients, fisher)) > 1:
+        raise ValueError("whiten, gradients, fisher: expected at most one of them")
+    check_share(share, rank)
     covariances = {} if whiten is None else input_covariances(model, names, whiten)
-    slopes = {} if gradients is None else weight_gradients(model, names, gradients)
+    directions = {} if gradients is None else weight_gradients(model, names, gradients)
+    covariances, slopes = (covariances, {}) if fisher is None else curvatures(model, names, fisher)
+    if share is not None:
+        weights = {name: model.get_module(name).weight.data for name in names if ranks[name] is None}
+        ranks.update(ranks_of_share(weights, share, covariances, slopes))
     done = []
     for name in names:
         layer = model.get_module(name)
         W = layer.weight.data
         keep = {"variance": variance} if ranks[name] is None else {"rank": ranks[name]}
-        L, R, kept = starting_factors(W, covariances.pop(name, None), slopes.pop(name, None), **keep)
+        L, R, kept = starting_factors(W, *(found.pop(name, None) for found in (covariances, directions, slopes)), **keep)
         residual = ops.quantize_residual(W - L @ R, residual_bits) if residual_bits is not None else None
         model.set_module(name, FactoredLinear(L, R, layer.bias and layer.bias.data, residual))
         done.append(FactorizedLayer(name, *W.shape, L.shape[1], kept))
@@ -269,6 +322,47 @@ def ranks_by_name(names, rank, rank_pattern=None):
     if unknown:
         raise ValueError(f"rank_pattern: {unknown} are not among the targets ({', '.join(names)})")
     return {name: pattern.get(name, rank) for name in names}
+
+
+def check_share(share, rank):
+    """Raises ValueError for a share that is none, or beside a rank."""
+    if share is not None and rank is not None:
+        raise ValueError(f"share: expected None with a rank, got {share} and rank {rank}")
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(f"share: expected a number in (0, 1], got {share}")
+
+
+def ranks_of_share(weights, share, covariances=None, slopes=None):
+    """{name: rank} of factors with `share` of the weights' parameters, for `starting_factors` of these.
+
+    weights: {name: (O, I)}. With slopes of each, and covariances, the ranks go where they tell; else to all in proportion.
+    """
+    if not slopes:
+        return {name: min(*W.shape, max(1, round(share * W.size / sum(W.shape)))) for name, W in weights.items()}
+    spectra = {name: linalg.fisher_svd(W, covariances[name], slopes[name], rank=1)[2] for name, W in weights.items()}
+    return allocated_ranks(spectra, {name: W.shape for name, W in weights.items()}, share)
+
+
+def allocated_ranks(spectra, shapes, share):
+    """{name: rank}: the ranks that lose the least of the layers' squared singular values with `share` of their parameters.
+
+    spectra: {name: singular values, descending}, in one unit for all layers (`linalg.fisher_svd`); shapes: {name: (O, I)}.
+    A rank of a layer takes O + I parameters; those with the most squared singular value a parameter come first, until the next
+    one does not fit. Each layer gets at least one.
+
+    >>> allocated_ranks({"a": np.array([9.0, 8, 1]), "b": np.array([3.0, 2, 1])}, {"a": (3, 3), "b": (3, 3)}, 1.0)
+    {'a': 2, 'b': 1}
+    """
+    costs = {name: sum(shape) for name, shape in shapes.items()}
+    left = share * sum(O * I for O, I in shapes.values()) - sum(costs.values())
+    ranks = dict.fromkeys(spectra, 1)
+    gains = [(float(s) ** 2 / costs[name], name) for name, spectrum in spectra.items() for s in spectrum[1:]]
+    for _, name in sorted(gains, key=lambda gain: -gain[0]):
+        left -= costs[name]
+        if left < 0:
+            break
+        ranks[name] += 1
+    return ranks
 
 
 def check_rank(name, layer, rank):

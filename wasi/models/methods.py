@@ -8,7 +8,14 @@ from wasi import ops
 from wasi.layers import ActivationCompression, ActivationPolicy, FactoredLinear, Mlp
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.layers.published import SvdLinear, WsiDenseLinear
-from wasi.models.factorize import factorization_table, factorize, find_targets, ranks_by_name
+from wasi.models.factorize import (
+    check_share,
+    factorization_table,
+    factorize,
+    find_targets,
+    ranks_by_name,
+    ranks_of_share,
+)
 from wasi.names import FACTORED, METHODS, STARTS
 
 
@@ -19,10 +26,11 @@ class MethodOptions:
     targets: tuple | None = None  # groups ("mlp", "attn", "conv", "all") or tails of names; None: the model's default
     variance: float = 0.9  # share of the squared singular values that factors keep
     rank: int | None = None  # one rank for every target instead
-    rank_pattern: dict | None = None  # {layer name: rank}, which goes before both
+    share: float | None = None  # factors of so many times the targets' parameters in all instead (`factorize`)
+    rank_pattern: dict | None = None  # {layer name: rank}, which goes before all of these
     bits: int = 4  # of the frozen residual or base
-    start: str | None = None  # of factors: "svd" or "whitened" of the weight, or "gradient" (over qwasi's residual alone); None:
-    #                           what `default_start` says
+    start: str | None = None  # of factors: "svd", "whitened" or "fisher" of the weight, or "gradient" (over qwasi's residual
+    #                           alone); None: what `default_start` says
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
     lora_rank: int = 8  # of the updates of svd-llm-lora, whose factors `rank` is about
     seed: int = 0  # of LoRA's random start
@@ -31,15 +39,17 @@ class MethodOptions:
     #                                        method's default, (0.5, 0.5, 64) for asi, amc and wasi, else inputs stay as they are
 
 
-def default_start(method, calibrated):
+def default_start(method, calibrated, share=None):
     """What factors start from: the best known for the method, where there are calibration batches for it.
 
-    >>> default_start("qwasi", True), default_start("wsi", True), default_start("wsi", False)
-    ('gradient', 'whitened', 'svd')
+    >>> default_start("qwasi", True), default_start("wsi", True), default_start("wsi", False), default_start("wsi", True, 0.4)
+    ('gradient', 'whitened', 'svd', 'fisher')
     """
     if method in ("wsi-dense", "svd") or not calibrated:  # these two follow the dense weight's own SVD
         return "svd"
-    return "gradient" if method == "qwasi" else "whitened"
+    if method == "qwasi":
+        return "gradient"
+    return "whitened" if share is None or method.startswith("svd-llm") else "fisher"
 
 
 def apply_method(model, method, options=MethodOptions(), calibration=None, verbose=True):
@@ -53,7 +63,7 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
     freeze_parameters(model, options.freeze)
     names = find_targets(model, options.targets)
     if method in FACTORED:
-        start = options.start or default_start(method, calibration is not None)
+        start = options.start or default_start(method, calibration is not None, options.share)
         if start not in STARTS:
             raise ValueError(f"start: expected one of {', '.join(STARTS)}, got {start!r}")
         if start != "svd" and calibration is None:
@@ -63,7 +73,8 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
         dense = {name: model.get_module(name) for name in names} if method in ("wsi-dense", "svd") else {}
         factorize(model, options.variance, options.rank, options.rank_pattern, calibration if start == "whitened" else None,
                   options.targets, verbose=False, residual_bits=options.bits if method == "qwasi" else None,
-                  gradients=calibration if start == "gradient" else None)
+                  gradients=calibration if start == "gradient" else None,
+                  fisher=calibration if start == "fisher" else None, share=options.share)
         if method in ("wsi-dense", "svd"):
             for name, layer in dense.items():
                 new = (SvdLinear if method == "svd" else WsiDenseLinear)
@@ -129,7 +140,11 @@ def balanced(L, R):
 def add_lora(model, names, options, quantized):
     """Puts a LoraLinear in the place of each target, and freezes all but the updates and the head."""
     rng = np.random.default_rng(options.seed)
+    check_share(options.share, options.rank)
     ranks = ranks_by_name(names, 8 if options.rank is None else options.rank, options.rank_pattern)
+    if options.share is not None:
+        weights = {name: model.get_module(name).weight.data for name in names if name not in (options.rank_pattern or {})}
+        ranks.update(ranks_of_share(weights, options.share))
     for name in names:
         layer = model.get_module(name)
         base = ops.quantize_residual(layer.weight.data, options.bits) if quantized else layer.weight.data

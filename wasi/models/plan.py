@@ -15,7 +15,7 @@ from wasi.drawing import name_bars, new_figure, save_png, series_style, stacked_
 from wasi.layers import ActivationCompression, ActivationPolicy
 from wasi.linalg.wsi import RULES
 from wasi.models.factorize import factorize, find_targets
-from wasi.names import MODES, PLANNED, STARTS
+from wasi.names import MODES, PLANNED, PLANNED_STARTS
 
 FORMAT_VERSION = 2
 LARGEST_FILE = 8 * 2**20  # bytes: some ten thousand layers
@@ -355,7 +355,7 @@ _PLAN_RULES = {
     "gradient_bits": _one_of(16, 32),
     "state_bits": _one_of(16, 32),
     "layerwise": _one_of(False, True),
-    "start": _one_of(*STARTS),
+    "start": _one_of(*PLANNED_STARTS),
     "calibration": _whole(0, 2**20),
     "budget_bytes": _or_none(_BYTES),
     "target_error": _or_none(_real(0, 1e6)),

@@ -20,7 +20,7 @@ from wasi.layers import BasicBlock, Mlp, uses_batch_statistics
 from wasi.models.factorize import find_targets
 from wasi.models.methods import default_start
 from wasi.models.plan import LayerPlan, Plan, format_bytes, model_record, parse_bytes
-from wasi.names import MODES, PLANNED, STARTS
+from wasi.names import MODES, PLANNED, PLANNED_STARTS
 from wasi.planning import cost
 from wasi.planning.cost import Choice, Site, Way
 from wasi.planning.measure import GELU_ERROR, kept_errors, measure_errors
@@ -243,7 +243,8 @@ def _check(budget, target_error, method, mode, batch_size, options, optimizer, m
         raise ValueError(f"target_error: expected a number above 0, got {target_error!r}")
     allowed = {"method": PLANNED, "mode": MODES, "optimizer": ("sgd", "adamw"), "recompute": (True, False, "auto"),
                "saved_bits": (None, 16, 8, "auto"), "gradient_bits": (32, 16, "auto"), "state_bits": (32, 16, "auto"),
-               "layerwise": (True, False, "auto"), "start": (None, *(s for s in STARTS if s != "gradient" or method == "qwasi"))}
+               "layerwise": (True, False, "auto"),
+               "start": (None, *(s for s in PLANNED_STARTS if s != "gradient" or method == "qwasi"))}
     given = {"method": method, "mode": mode, "optimizer": optimizer, "start": start, **options}
     for name, values in allowed.items():
         if given[name] not in values:

@@ -1,7 +1,7 @@
 """Swaps the linears of a PyTorch model for WASI ones, and back."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from wasi import ops
 from wasi.models.factorize import (
     FactorizedLayer,
     check_rank,
+    check_share,
     factorization_table,
     match_targets,
     ranks_by_name,
+    ranks_of_share,
     starting_factors,
 )
 from wasi.models.methods import STARTS, MethodOptions, default_start
@@ -45,11 +47,11 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
     method: one of METHODS with its `options`, or a `wasi.Plan`, whose layers are then found by their names; its
         micro-batches and recomputed blocks are the business of your loop.
     options: a MethodOptions: targets (groups "mlp", "attn", "all" of timm's and Llama's names, dotted tails such as "fc1"
-        or "attention.query", or "all-linear"), ranks, bits, start, activation_ranks.
+        or "attention.query", or "all-linear"), ranks or a share, bits, start, activation_ranks.
     exclude_modules: targets that stay.
     calibration: an iterable of losses, computed as it is walked:
         ``(F.cross_entropy(model(x), y) for x, y in batches)``. The factors then start from the layers' inputs or gradients
-        there ("whitened", "gradient") instead of the plain SVD of the weights.
+        there ("whitened", "fisher", "gradient") instead of the plain SVD of the weights.
     gelu_bits: 2 or 4 also swaps every nn.GELU (exact, not its tanh approximation) for one that keeps so many bits a number
         of its derivative instead of its input: the gradient is no longer exact. A plan says it for the GELU beside a layer.
     verbose: print a table of ranks and parameters.
@@ -67,7 +69,7 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
     if isinstance(method, Plan):
         if options is not None or gelu_bits is not None:
             raise ValueError("options, gelu_bits: expected None with a plan, which decides them")
-        choices, variance = _planned(method, linears), None
+        choices, variance, share = _planned(method, linears), None, None
         start = method.start
         excluded = set(match_targets(list(choices), exclude_modules)) if exclude_modules else set()
         choices = {name: choice for name, choice in choices.items() if name not in excluded}
@@ -77,24 +79,32 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
         if method not in METHODS:
             raise ValueError(f"method: expected a wasi.Plan or one of {', '.join(METHODS)}, got {method!r}")
         options = options or MethodOptions()
-        choices, variance = _chosen(method, options, linears, exclude_modules), options.variance
-        start = options.start or default_start(method, calibration is not None)
+        check_share(options.share, options.rank)
+        choices, variance, share = _chosen(method, options, linears, exclude_modules), options.variance, options.share
+        start = options.start or default_start(method, calibration is not None, share)
         if start == "gradient" and method != "qwasi":
-            raise ValueError(f"start: expected 'svd' or 'whitened' for a method without residuals, got {start!r} for {method}")
+            raise ValueError("start: expected 'svd', 'whitened' or 'fisher' for a method without residuals, "
+                             f"got {start!r} for {method}")
         gelus = {} if gelu_bits is None else dict.fromkeys(_gelus(module), gelu_bits)
         if gelu_bits is not None and not gelus:
             raise ValueError("gelu_bits: expected a model with nn.GELU modules, got none")
     _check(module, linears, choices, variance)
     new_gelus = {path: Gelu(bits, path) for path, bits in gelus.items()}
     starts = {name: _start_of(choice, start, calibration is not None) for name, choice in choices.items() if choice.factored}
-    covariances, gradients = _calibrate(linears, starts, calibration)
+    covariances, gradients, slopes = _calibrate(linears, starts, calibration)
+    if share is not None:
+        weights = {name: as_array(linears[name].weight, name) for name, choice in choices.items()
+                   if choice.factored and choice.rank is None}
+        ranks = ranks_of_share(weights, share, covariances, slopes)
+        choices = {name: replace(choice, rank=ranks.get(name, choice.rank)) for name, choice in choices.items()}
     paths, table = {}, []
     for name, linear in linears.items():
         paths.setdefault(linear, []).append(name)
     for name, choice in choices.items():
         if linears[name] not in paths:
             continue  # shared, and done under another name
-        new, row = _layer(name, linears[name], choice, variance, covariances.pop(name, None), gradients.pop(name, None),
+        new, row = _layer(name, linears[name], choice, variance,
+                          [found.pop(name, None) for found in (covariances, gradients, slopes)],
                           "hosvd" if method == "amc" else "asi")
         for path in paths.pop(linears[name]):
             module.set_submodule(path, new)
@@ -247,48 +257,66 @@ def _start_of(choice, start, calibrated):
 
 
 def _calibrate(linears, starts, calibration):
-    """({name: E[x' x]} of layers with the start "whitened", {name: dLoss/dW} of those with "gradient")."""
-    whitened = {name: linears[name] for name, start in starts.items() if start == "whitened"}
+    """({name: E[x' x]} of layers with the start "whitened" or "fisher", {name: dLoss/dW} of those with "gradient",
+    {name: E[d' d]} of the outputs' gradients of those with "fisher")."""
+    grams, slopes = ({name: [np.zeros((n, n)), 0] for name, n in sizes.items()} for sizes in (
+        {name: linears[name].in_features for name, start in starts.items() if start in ("whitened", "fisher")},
+        {name: linears[name].out_features for name, start in starts.items() if start == "fisher"}))
     sloped = {name: linears[name].weight for name, start in starts.items() if start == "gradient"}
-    if calibration is None or not starts or not (whitened or sloped):
-        return {}, {}
-    grams = {name: [np.zeros((linear.in_features, linear.in_features)), 0] for name, linear in whitened.items()}
-    slopes = {name: torch.zeros_like(W) for name, W in sloped.items()}
+    if calibration is None or not (grams or sloped):
+        return {}, {}, {}
+    gradients = {name: torch.zeros_like(W) for name, W in sloped.items()}
+    outputs = []  # (name, output) of the batch in work
 
     def collect(name):
-        def hook(layer, inputs):
-            rows = inputs[0].detach().reshape(-1, layer.in_features).numpy()
-            grams[name][0] += rows.T @ rows
-            grams[name][1] += len(rows)
+        def hook(layer, inputs, output):
+            _add_gram(grams[name], inputs[0])
+            if name in slopes and output.requires_grad:
+                outputs.append((name, output))
         return hook
 
     n_batches = 0
-    with contextlib.ExitStack() as stack, torch.set_grad_enabled(bool(sloped)):
-        for name, linear in whitened.items():
-            stack.callback(linear.register_forward_pre_hook(collect(name)).remove)
+    with contextlib.ExitStack() as stack, torch.set_grad_enabled(bool(sloped or slopes)):
+        for name in grams:
+            stack.callback(linears[name].register_forward_hook(collect(name)).remove)
         for loss in calibration:
             n_batches += 1
-            if sloped:
-                found = torch.autograd.grad(loss, list(sloped.values()), allow_unused=True)
-                for total, G in zip(slopes.values(), found):
+            if sloped or outputs:
+                found = torch.autograd.grad(loss, [*sloped.values(), *(y for _, y in outputs)], allow_unused=True)
+                for total, G in zip(gradients.values(), found):
                     total += 0 if G is None else G
+                for (name, _), d in zip(outputs, found[len(sloped) :]):
+                    if d is not None:
+                        _add_gram(slopes[name], d)
+                outputs.clear()
             del loss
-    missing = [name for name, (_, n) in grams.items() if n == 0]
-    missing += [name for name, G in slopes.items() if not G.any()]
+    missing = [name for found in (grams, slopes) for name, (_, n) in found.items() if n == 0]
+    missing += [name for name, G in gradients.items() if not G.any()]
     if missing:
-        raise ValueError(f"calibration: expected losses of batches that reach {', '.join(missing)}, computed as they are asked "
-                         f"for (a generator); got {n_batches} that do not")
-    return {name: gram / n for name, (gram, n) in grams.items()}, {name: G.numpy() for name, G in slopes.items()}
+        raise ValueError(f"calibration: expected losses of batches that reach {', '.join(dict.fromkeys(missing))}, computed as "
+                         f"they are asked for (a generator); got {n_batches} that do not")
+    covariances, slopes = ({name: gram / n for name, (gram, n) in found.items()} for found in (grams, slopes))
+    return covariances, {name: G.numpy() for name, G in gradients.items()}, slopes
 
 
-def _layer(name, linear, choice, variance, covariance, gradient, compression_method):
-    """The layer that takes the place of an nn.Linear, and its row in the table, if it is factored."""
+def _add_gram(total, x):
+    """Adds the rows of x (..., n) to [x' x (n, n), their number]."""
+    rows = x.detach().reshape(-1, x.shape[-1]).numpy()
+    total[0] += rows.T @ rows
+    total[1] += len(rows)
+
+
+def _layer(name, linear, choice, variance, sources, compression_method):
+    """The layer that takes the place of an nn.Linear, and its row in the table, if it is factored.
+
+    sources: what its factors start from, as `starting_factors` takes it.
+    """
     compression = choice.activation_ranks and InputCompression(choice.activation_ranks, compression_method)
     if not choice.factored:
         return Linear.of(linear, name, compression), []
     W = np.ascontiguousarray(as_array(linear.weight, "weight"))
     keep = {"variance": variance} if choice.rank is None else {"rank": choice.rank}
-    L, R, kept = starting_factors(W, covariance, gradient, **keep)
+    L, R, kept = starting_factors(W, *sources, **keep)
     L, R = np.ascontiguousarray(L), np.ascontiguousarray(R)
     residual = ops.quantize_residual(W - L @ R, choice.bits, GROUP) if choice.bits else None
     layer = FactoredLinear(L, R, linear.bias, residual, name, compression)
