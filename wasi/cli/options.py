@@ -9,7 +9,7 @@ from pathlib import Path
 import wasi
 from wasi.cli import texts
 from wasi.models import create_model, find_targets
-from wasi.models.methods import FACTORED, METHODS, MethodOptions
+from wasi.models.methods import FACTORED, METHODS, MethodOptions, default_start
 from wasi.training.augment import RandAugment
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
 from wasi.training.loop import EarlyStopping, ParamGroup, TrainConfig
@@ -201,7 +201,8 @@ def frozen(args):
 
 def calibration_batches(args, method, loader):
     """The batches that the factors are chosen on, or None."""
-    usual = 16 if args.share or args.start == "fisher" else 4  # gradients vary more than inputs do
+    start = args.start or default_start(method, True, args.share)
+    usual = 16 if start == "fisher" else 4  # gradients vary more than inputs do
     n = (usual if args.weights or method.startswith("svd-llm") else 0) if args.calibration is None else args.calibration
     return list(itertools.islice(loader, n if method in FACTORED else 0)) or None
 
