@@ -79,6 +79,9 @@ listed = dir(wasi)
 print(json.dumps([name for name in wasi.__all__ if name not in listed or getattr(wasi, name) is not vars(wasi)[name]]))
 """
     assert run_python(code) == []
+    public = [name for name in dir(wasi) if not name.startswith("__")]
+    assert public == sorted({*wasi.__all__, *wasi._MODULES}) and not [name for name in public if name.startswith("_")]
+    assert run_python("import json, wasi; print(json.dumps(wasi.models.methods.apply_method is wasi.models.apply_method))")
     with pytest.raises(AttributeError, match="module 'wasi' has no attribute 'plam'"):
         wasi.plam  # noqa: B018
 

@@ -55,11 +55,11 @@ __all__ = ["Arena", "Plan", "WasiClassifier", "create_model", "export", "factori
 _HOMES = {"Arena": "_core", "get_num_threads": "_core", "set_num_threads": "_core", "get_matmul_precision": "ops",
           "set_matmul_precision": "ops", "Plan": "models.plan", "plan": "planning",
           "factorize": "models.factorize", "WasiClassifier": "training.classifier"}
-_MODULES = ("_core", "layers", "linalg", "models", "ops", "planning")
+_MODULES = ("layers", "linalg", "models", "ops", "planning", "reports", "training")
 
 
 def __getattr__(name):
-    if name in _MODULES or name == "torch":  # which needs PyTorch, so that dir() does not list it
+    if name in (*_MODULES, "_core", "torch"):  # dir() does not list what is private or needs PyTorch
         return _importlib.import_module("wasi." + name)
     if name not in __all__:
         raise AttributeError(f"module 'wasi' has no attribute {name!r}")
@@ -69,4 +69,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})

@@ -1,5 +1,6 @@
 """`wasi plan`: ranks and policies for a memory budget, as JSON, table and figure."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def run(args):
     kind, momentum = options.optimizer_of(args, args.task != "image-classification")
     chosen = {"auto": "auto", "yes": True, "no": False}
     started = time.perf_counter()
+    print(f"measuring on {len(batches)} batches of {len(batches[0][0])}, then solving; a small board takes minutes",
+          file=sys.stderr, flush=True)
     plan = wasi.plan(
         model, batches, args.budget, args.target_error, method=args.method, mode=args.mode,
         batch_size=options.batch_size_of(args), micro_batch="auto" if args.micro_batch is None else args.micro_batch,

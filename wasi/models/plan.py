@@ -249,14 +249,14 @@ _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 
 
 def parse_bytes(value, name="budget_bytes"):
-    """A number of bytes from a whole number, or from text such as "64MiB".
+    """A number of bytes from a whole number, or from text such as "64MiB", whatever its case.
 
     >>> parse_bytes("1.5 KiB")
     1536
     """
     if isinstance(value, str):
         text = value.strip()
-        unit = next((u for u in sorted(_UNITS, key=len, reverse=True) if text.endswith(u)), None)
+        unit = next((u for u in sorted(_UNITS, key=len, reverse=True) if text.lower().endswith(u.lower())), None)
         try:
             number = float(text[: -len(unit)]) if unit else math.nan
         except ValueError:

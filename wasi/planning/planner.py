@@ -407,7 +407,7 @@ def _too_little(problem, ways, budget):
             break
         least = min(least, problem.total(lightest, way))
     return InfeasibleError(f"budget_bytes: {format_bytes(budget)} is too little: the least for this model, method and batch is "
-                           f"{format_bytes(least)} ({least} bytes)")
+                           f"{format_bytes(least)} ({least} bytes); smaller images or batches take less")
 
 
 class _Found(NamedTuple):
