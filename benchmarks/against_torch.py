@@ -5,9 +5,10 @@
 Each row is a process of its own, one after the other: no other row's memory or threads are there. SGD, gradients clipped to
 norm 1. Rows of PyTorch are the variants of rivals.py; rows of wasi factor all linears of every block. Their weights have random
 singular vectors and singular values proportional to (i + 1)^-0.5; "wsi" and "wasi" keep 0.8 of the energy, "qwasi" has rank 64
-over a 4-bit residual. "exact" rows walk the batch in micro-batches and run blocks again in backward: the same gradient, less
-memory. "least" rows walk it in smaller ones, keep what blocks keep in 8 bits and sum gradients in bfloat16 (kept.py has the
-error). ", bf16" rows round the factors of products to bfloat16, as PyTorch's autocast does.
+over a 4-bit residual; "wasi" compresses the inputs of linears besides, to half of each mode and 64 channels. "exact" rows walk
+the batch in micro-batches and run blocks again in backward: the same gradient, less memory. "least" rows walk it in smaller ones,
+keep what blocks keep in 8 bits and sum gradients in bfloat16 (kept.py has the error). ", bf16" rows round the factors of products
+to bfloat16, as PyTorch's autocast does.
 
 GFLOP are those of the products that a row does (for PyTorch: of dense training without recomputation); their rate is given
 beside that of a large sgemm of wasi's on as many threads, taken before the rows. Integer products count as if in float32.
@@ -30,6 +31,7 @@ OURS = {
     "wasi wsi, exact": {"method": "wsi", "micro_batch": 8, "recompute": True},
     "wasi wsi, least": {"method": "wsi", "micro_batch": 4, "saved_bits": 8, "gradient_bits": 16},
     "wasi wasi, whole batch": {"method": "wasi"},
+    "wasi wasi, least": {"method": "wasi", "micro_batch": 4, "saved_bits": 8, "gradient_bits": 16},
     "wasi qwasi, whole batch": {"method": "qwasi"},
     "wasi qwasi, exact": {"method": "qwasi", "micro_batch": 8, "recompute": True},
     "wasi qwasi, least": {"method": "qwasi", "micro_batch": 4, "saved_bits": 8, "gradient_bits": 16},
@@ -60,7 +62,8 @@ def rows(args):
             yield f"PyTorch {variant}", rivals.torch_step, {**shape, "variant": variant}, dense.total / 1e9
     for name in args.ours:
         if name in OURS:
-            yield name, step.wasi_step, {**shape, **OURS[name]}, None
+            micro = {"micro_batch": args.micro_batch} if args.micro_batch and "micro_batch" in OURS[name] else {}
+            yield name, step.wasi_step, {**shape, **OURS[name], **micro}, None
         else:
             yield name, step.wasi_inference, {**shape, **INFERENCE[name]}, None
 
@@ -84,6 +87,7 @@ def main():
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rivals", nargs="+", choices=rivals.VARIANTS, default=list(rivals.VARIANTS))
     parser.add_argument("--ours", nargs="+", choices=[*OURS, *INFERENCE], default=[*OURS, *INFERENCE], metavar="ROW")
+    parser.add_argument("--micro-batch", type=int, help="of the rows with micro-batches (default: 8, of those of least memory 4)")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", metavar="NAME", help="write NAME.json and NAME.md to benchmarks/results/, anew after every row")

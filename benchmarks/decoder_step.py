@@ -4,8 +4,9 @@
 
 Random weights in a bfloat16 safetensors file of Hugging Face's names (2.2 GB in the folder for temporary files). Language
 modelling on random tokens: forward through all layers and the head, backward through the last ones, SGD with clipping. wasi
-keeps what is frozen mapped from the file in bfloat16 and computes in float32. PyTorch's variants: "float32", everything in
-float32, as one writes it first; "bf16", weights and arithmetic in bfloat16 as the file has them, mapped where frozen.
+keeps what is frozen mapped from the file in bfloat16 and computes in float32, or, ",bf16", rounds the factors of products to
+bfloat16. PyTorch's variants: "float32", everything in float32, as one writes it first; "bf16", weights and arithmetic in
+bfloat16 as the file has them, mapped where frozen.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from wasi.training.memory import peak_rss_bytes
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
 
-METHODS = ("wsi", "wasi", "qwasi", "lora", "qlora", "dense")
+METHODS = [m + precision for m in ("wsi", "wasi", "qwasi", "lora", "qlora", "dense") for precision in ("", ",bf16")]
 LORA_RANK = 8
 
 
@@ -50,6 +51,8 @@ def build(folder, method, last_layers, rank):
 
 def wasi_step(folder, method, last_layers, batch, length, rank):
     """Set-up of a training step; the step returns its loss and the highest memory of the process, set-up included."""
+    method, _, bf16 = method.partition(",")
+    wasi.set_matmul_precision("bfloat16" if bf16 else "float32")
     model = build(folder, method, last_layers, rank)
     setup_peak = peak_rss_bytes()
     tokens, targets = random_batch(model.config, batch, length)
@@ -95,11 +98,13 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rank", type=int, default=256)
-    parser.add_argument("--methods", nargs="+", default=["wasi", "qwasi", "qlora"], choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=["wasi", "wasi,bf16", "qwasi", "qwasi,bf16", "qlora", "qlora,bf16"],
+                        choices=METHODS)
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3, help="of the first method and the last of PyTorch's in alternation")
+    parser.add_argument("--rounds", type=int, default=3,
+                        help="of each of the first two methods and the last of PyTorch's in alternation")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", metavar="NAME", help="write NAME.json and NAME.md to benchmarks/results/")
     args = parser.parse_args()
@@ -113,8 +118,8 @@ def main():
             record = harness.run_isolated(function, words, args.steps, args.warmup, args.threads)
             records.append({"who": who, "ratio": None, **record})
             print(who, *(f"{title}: {cell(records[-1])}" for title, cell in list(COLUMNS.items())[1:]), sep="; ", flush=True)
-        if args.rounds and args.rivals and args.methods:
-            ours, theirs = f"wasi {args.methods[0]}", f"PyTorch {args.rivals[-1]}, dense"
+        for method in args.methods[:2] if args.rounds and args.rivals else ():
+            ours, theirs = f"wasi {method}", f"PyTorch {args.rivals[-1]}, dense"
             ratio = time_ratio(runs[ours], runs[theirs], args.rounds, args.threads)
             next(r for r in records if r["who"] == ours)["ratio"] = ratio
     print(harness.markdown_table(records, COLUMNS))

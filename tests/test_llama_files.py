@@ -306,7 +306,7 @@ def test_generate_command(shared_data, capsys):
     assert main([*words, "--prompt", "word " * 600]) == 2
     assert "expected a prompt of 1 to 511 tokens" in capsys.readouterr().err
     assert main(words[:3]) == 2
-    assert "tokenizer: expected tokenizer.json" in capsys.readouterr().err
+    assert "--tokenizer: expected it, or tokenizer.json or tokenizer.bin in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -131,9 +131,10 @@ def test_published_size_and_flops():
     assert sum(p.data.size for _, p in wasi.create_model("resnet34", seed=None).named_parameters() if p.trainable) == 21_797_672
 
 
-@pytest.mark.parametrize("factored", [False, True])
-def test_flops_are_those_of_the_kernels(rng, factored):
+@pytest.mark.parametrize("factored, recompute", [(False, False), (True, False), (False, True)])
+def test_flops_are_those_of_the_kernels(rng, factored, recompute):
     model = small_model(factored)
+    model.set_policy(ActivationPolicy(recompute=recompute))
     images, labels = small_batch(rng, 2)
     with Profile() as profile:
         accumulate_gradient(model, images, labels)
@@ -342,6 +343,17 @@ def test_recomputed_blocks_need_less(rng):
             accumulate_gradient(model, images, labels)
         peaks.append(arena.stats()["peak_bytes"])
     assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_the_stem_keeps_what_the_policy_says(rng):
+    images, _ = small_batch(rng)
+    kept = {}
+    for policy in (ActivationPolicy(), ActivationPolicy(recompute=True), ActivationPolicy(saved_bits=8)):
+        model = small_model()
+        model.set_policy(policy)
+        model.forward(images, train=True)
+        kept[policy.recompute, policy.saved_bits] = model.bn1.saved_bytes
+    assert kept[True, None] == 0 and kept[False, 8] < 0.6 * kept[False, None]
 
 
 @pytest.mark.parametrize("factored", [False, True])

@@ -151,9 +151,12 @@ def compare(parser):
 
 
 def evaluate(parser):
-    """Evaluates a model that `wasi train` left: loss, top-1, top-5, and of each class samples, recall and precision."""
+    """Evaluates a model that `wasi train` left: loss, top-1, top-5, and of each class samples, recall and precision. Of a
+    decoder published weights do as well.
+    """
     add = parser.add_argument
-    add("model", help="file of wasi's own (model.safetensors of a run, a checkpoint), or a run folder")
+    add("model", help="file of wasi's own (model.safetensors of a run, a checkpoint), or a run folder; of texts also what "
+                      "--weights of wasi generate takes")
     add("--task", choices=TASKS, default=TASKS[0])
     add("--data", help="as for wasi train: its validation or test part is taken, or, where it has no parts, the fifth that wasi "
                        "train holds out (default: the shipped digits)")
@@ -183,12 +186,16 @@ def export(parser):
 def generate(parser):
     """Continues a text by a decoder of the Llama architecture, from a cache of keys and values."""
     add = parser.add_argument
-    add("--weights", required=True, help="folder with config.json and safetensors, a safetensors file of wasi's own, or a "
-                                         "llama2.c checkpoint (.bin)")
+    add("--weights", required=True, help="folder with config.json and safetensors, a run folder of wasi train or a file in it, "
+                                         "or a llama2.c checkpoint (.bin)")
     add("--tokenizer", help="tokenizer.json, llama2.c's tokenizer file, or the word bytes (default: tokenizer.json "
                            "or tokenizer.bin beside the weights, or that of their run)")
-    add("--prompt", default="Once upon a time")
+    add("--prompt", help="(default: Once upon a time; with --chat the lines of standard input, one after another)")
+    add("--chat", action="store_true", help="answer the prompt as a message, by the chat template that lies beside the tokenizer")
+    add("--system", help="with --chat: what the model is told first")
     add("--tokens", type=int, default=100, help="new tokens at most")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end where this comes (may be repeated); also ended by the "
+        "tokenizer's and generation_config.json's end tokens")
     add("--temperature", type=float, default=0.0, help="0: the most probable token each time")
     add("--top-p", type=float, default=1.0, help="sample only among the fewest tokens that together are so probable")
     add("--seed", type=int, default=0, help="of the sampling")

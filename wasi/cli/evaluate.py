@@ -4,6 +4,7 @@ import math
 
 from wasi.cli import options
 from wasi.cli.models import model_file
+from wasi.cli.texts import open_decoder
 from wasi.models import load_model
 from wasi.training.data import Loader, Transform
 from wasi.training.runlog import write_confusion
@@ -13,9 +14,9 @@ from wasi.training.text import TokenLoader
 
 def run(args):
     options.set_machine(args)
-    path = model_file(args.model)
-    model, extra = load_model(path)
     is_text = args.task != "image-classification"
+    path = args.model if is_text else model_file(args.model)
+    model, extra = open_decoder(path) if is_text else load_model(path)
     if is_text != (model.architecture == "llama"):
         raise ValueError(f"--task: the model is a {model.architecture}, which is not for {args.task}")
     args.weights, args.limit = path, None  # the tokenizer lies beside the weights

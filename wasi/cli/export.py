@@ -1,6 +1,10 @@
 """`wasi export`: a trained model for other programs."""
 
+import sys
+from pathlib import Path
+
 from wasi.cli.models import classes_of, model_file
+from wasi.cli.texts import keep_tokenizer
 from wasi.models import export, load_model
 
 
@@ -11,5 +15,10 @@ def run(args):
         export(model, args.out, kind, args.factored, args.opset, classes_of(extra), args.overwrite)
     except ImportError as error:
         raise ValueError(error) from error
+    if kind == "hugging-face" and model.architecture == "llama":
+        try:
+            keep_tokenizer(None, args.model, Path(args.out))
+        except FileNotFoundError:
+            print("no tokenizer lies beside the model: copy it into the folder", file=sys.stderr)
     print(f"written to {args.out}, as {kind}")
     return 0

@@ -1,45 +1,89 @@
-"""`wasi generate`: continues a text by a decoder."""
+"""`wasi generate`: continues a text by a decoder, or answers in a conversation."""
 
 import sys
-from pathlib import Path
 
 from wasi.cli import options
-from wasi.cli.texts import open_tokenizer
-from wasi.models import generate, load_llama, load_model
-from wasi.models.weights import TensorFile
+from wasi.cli.texts import open_decoder, open_tokenizer, tokenizer_folder
+from wasi.models import generate
+from wasi.models.chat import ChatTemplate, end_tokens
 
 
 def run(args):
     options.set_machine(args)
-    weights = Path(args.weights)
-    model = open_decoder(weights)
-    tokenizer = open_tokenizer(args.tokenizer, weights)
-    ids = tokenizer.encode(args.prompt)
-    written = ""
-
-    def show(text, end=False):
-        nonlocal written
-        if end or not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else bytes of a character are still to come
-            sys.stdout.write(text[len(written) :])
-            sys.stdout.flush()
-            written = text
-
-    def on_token(token):
-        ids.append(token)
-        show(tokenizer.decode(ids))
-
-    show(tokenizer.decode(ids))
-    generate(model, list(ids), args.tokens, args.temperature, args.top_p, args.seed, {tokenizer.bos, tokenizer.eos}, on_token)
-    show(tokenizer.decode(ids), end=True)
-    print()
+    if args.system is not None and not args.chat:
+        raise ValueError("--system: expected --chat with it")
+    model, _ = open_decoder(args.weights)
+    tokenizer = open_tokenizer(args.tokenizer, args.weights)
+    folder = tokenizer_folder(args.tokenizer, args.weights)
+    writer = Writer(model, tokenizer, end_tokens(tokenizer, folder), args)
+    if args.chat:
+        converse(writer, ChatTemplate(folder), args)
+    else:
+        ids = tokenizer.encode("Once upon a time" if args.prompt is None else args.prompt)
+        writer.write(ids, prompt=ids)
     return 0
 
 
-def open_decoder(weights):
-    """The decoder of a file or folder: wasi's own by its metadata, else published weights."""
-    if weights.is_file() and weights.suffix != ".bin" and "wasi" in TensorFile(weights).metadata:
-        model, _ = load_model(weights)
-        if model.architecture != "llama":
-            raise ValueError(f"--weights: expected a decoder, got a model of architecture {model.architecture!r}")
-        return model
-    return load_llama(weights)
+def converse(writer, template, args):
+    """Answers --prompt, or without it each line of standard input, with what was said before in mind."""
+    messages = [] if args.system is None else [{"role": "system", "content": args.system}]
+    said = iter([args.prompt]) if args.prompt is not None else lines()
+    for line in said:
+        messages.append({"role": "user", "content": line})
+        reply = writer.write(template.tokens(writer.tokenizer, messages))
+        messages.append({"role": "assistant", "content": reply})
+
+
+def lines():
+    """Lines of standard input until it ends."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+class Writer:
+    """Prints what a decoder generates as it comes, up to a token or a text that ends it."""
+
+    def __init__(self, model, tokenizer, ends, args):
+        self.model, self.tokenizer, self.ends, self.args = model, tokenizer, ends, args
+
+    def write(self, tokens, prompt=()):
+        """Prints the continuation of tokens after the text of `prompt`, ids that are printed too; returns the continuation."""
+        ids, written = list(prompt), 0
+        first = len(self.tokenizer.decode(ids)) if ids else 0
+
+        def text_of(ids):
+            """The text, and whether an end came in it."""
+            text = self.tokenizer.decode(ids)
+            ends = [at for at in (text.find(stop, first) for stop in self.args.stop) if at >= 0]
+            return text[: min(ends)] if ends else text, bool(ends)
+
+        def show(end=False):
+            nonlocal written
+            text, stopped = text_of(ids)
+            if end or stopped:
+                ready = len(text)
+            elif text.endswith("\N{REPLACEMENT CHARACTER}"):
+                ready = written  # bytes of a character are still to come
+            else:  # what may be the beginning of a stop text waits
+                ready = len(text) - max((n for stop in self.args.stop for n in range(1, len(stop)) if text.endswith(stop[:n])),
+                                        default=0)
+            sys.stdout.write(text[written:ready])
+            sys.stdout.flush()
+            written = max(written, ready)
+            return stopped
+
+        def on_token(token):
+            ids.append(token)
+            return show()
+
+        show()
+        a = self.args
+        generate(self.model, tokens, a.tokens, a.temperature, a.top_p, a.seed, self.ends, on_token)
+        show(end=True)
+        print()
+        return text_of(ids)[0][first:]

@@ -4,21 +4,24 @@ import math
 
 from wasi.cli.models import classes_of, model_file
 from wasi.models import load_model
+from wasi.models.llama_files import weight_files
 from wasi.models.plan import format_bytes
 from wasi.models.weights import TensorFile
 from wasi.training.checkpoint import Checkpoint
 
 
 def run(args):
-    path = model_file(args.model)
-    file = TensorFile(path)
-    print(f"{path}: {format_bytes(path.stat().st_size)}")
-    if "wasi" not in file.metadata:
-        for name in file.names:
-            print(f"{name:<60}{file.dtype(name):>6}  {' x '.join(map(str, file.shape(name)))}")
-        total = sum(math.prod(file.shape(name)) for name in file.names)
-        print(f"{len(file.names)} tensors, {total:,} numbers; not written by wasi")
+    paths = weight_files(args.model) or [model_file(args.model)]
+    files = [TensorFile(path) for path in paths]
+    for path in paths:
+        print(f"{path}: {format_bytes(path.stat().st_size)}")
+    if "wasi" not in files[0].metadata:
+        found = [(name, file.dtype(name), file.shape(name)) for file in files for name in file.names]
+        for name, dtype, shape in found:
+            print(f"{name:<60}{dtype:>6}  {' x '.join(map(str, shape))}")
+        print(f"{len(found)} tensors, {sum(math.prod(shape) for *_, shape in found):,} numbers; not written by wasi")
         return 0
+    file, path = files[0], paths[0]
     model, extra = load_model(path)
     print(f"architecture {model.architecture}: " + ", ".join(f"{k} {v}" for k, v in vars(model.config).items()))
     classes = classes_of(extra)

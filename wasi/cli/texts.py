@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 
 import wasi
+from wasi.cli.models import model_file
+from wasi.models import load_model
+from wasi.models.chat import COMPANIONS
 from wasi.models.llama import LLAMA_CONFIGS, PADDING
+from wasi.models.llama_files import is_published
 from wasi.models.tokenizer import ByteTokenizer, load_tokenizer
+from wasi.models.weights import TensorFile
 from wasi.training.checkpoint import FOLDER as CHECKPOINTS
 from wasi.training.text import TokenLoader, open_sentences, open_windows
 
@@ -50,15 +55,42 @@ def open_tokenizer(name, weights):
     return ByteTokenizer() if path is None else load_tokenizer(path)
 
 
-def keep_tokenizer(args, folder):
-    """Copies the tokenizer into a run folder, whose model needs it; returns what its config.json is to say: a name, or bytes."""
-    path = find_tokenizer(args.tokenizer, args.weights)
+def tokenizer_folder(name, weights):
+    """The folder where what belongs to the tokenizer lies."""
+    path = find_tokenizer(name, weights) or Path(weights or ".")
+    return path if path.is_dir() else path.parent
+
+
+def keep_tokenizer(name, weights, folder):
+    """Copies the tokenizer that `find_tokenizer` finds, and what belongs to it, into a folder whose model needs it.
+
+    Returns what the folder's config.json is to say: the file's name, or bytes.
+    """
+    path = find_tokenizer(name, weights)
     if path is None:
         return "bytes"
     path = path / TOKENIZERS[0] if path.is_dir() else path
-    name = TOKENIZERS[0] if path.suffix == ".json" else TOKENIZERS[1]
-    shutil.copyfile(path, folder / name)
-    return name
+    copy = TOKENIZERS[0] if path.suffix == ".json" else TOKENIZERS[1]
+    shutil.copyfile(path, folder / copy)
+    for companion in COMPANIONS:
+        if (path.parent / companion).is_file():
+            shutil.copyfile(path.parent / companion, folder / companion)
+    return copy
+
+
+def open_decoder(path):
+    """(the decoder, what was saved with it) of a file or folder: wasi's own, or published weights, which stay mapped where they
+    can.
+    """
+    path = Path(path)
+    if path.is_dir() and not is_published(path):
+        path = model_file(path)
+    if path.is_file() and path.suffix != ".bin" and "wasi" in TensorFile(path).metadata:
+        model, extra = load_model(path)
+        if model.architecture != "llama":
+            raise ValueError(f"--weights: expected a decoder, got a model of architecture {model.architecture!r}")
+        return model, extra
+    return wasi.load_llama(path, last_layers=0), {}
 
 
 def open_texts(args):

@@ -110,8 +110,10 @@ def train_one(args, method, out, plan=None, resume=False):
         options.set_policy(args, model)
     config = options.train_config(args, method, train_set)
     if not checkpoint:
-        inputs = ({"length": args.length, "tokenizer": texts.keep_tokenizer(args, out)} if model.architecture == "llama"
-                  else {"img_size": model.config.img_size})
+        if model.architecture == "llama":
+            inputs = {"length": args.length, "tokenizer": texts.keep_tokenizer(args.tokenizer, args.weights, out)}
+        else:
+            inputs = {"img_size": model.config.img_size}
         folder.write_json("config.json", {"method": method, "model": name, **inputs, "classes": list(train_set.classes),
                                           "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
                                           "environment": environment(), "start_rss_bytes": start_rss,

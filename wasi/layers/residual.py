@@ -36,6 +36,20 @@ class BatchNorm(Module):
 
         keep: whether train readies backward. follow: whether the running statistics move in training.
         """
+        mean, rstd, of_batch = self._statistics(x, train, follow)
+        summed = train and keep and relu and r is not None
+        y, mask = ops.batch_norm(x, mean, rstd, self.weight.data, self.bias.data, r, relu, summed, out)
+        if train and keep:
+            self._saved = (x, mean, rstd, mask, relu and r is None, of_batch)
+        return y
+
+    def prepare(self, x, relu=False):
+        """Readies backward as forward(x, train=True, relu=relu, follow=False) does, without computing the output."""
+        mean, rstd, of_batch = self._statistics(x, True, False)
+        self._saved = (x, mean, rstd, None, relu, of_batch)
+
+    def _statistics(self, x, train, follow):
+        """(mean, reciprocal deviation, whether they are those of x)."""
         of_batch = train and self.weight.trainable
         if of_batch:
             mean, var = ops.batch_norm_statistics(x)
@@ -43,12 +57,7 @@ class BatchNorm(Module):
                 self._follow(mean, var, x.size // len(mean))
         else:
             mean, var = self.running_mean.data, self.running_var.data
-        rstd = (1 / np.sqrt(var + self.eps)).astype(np.float32)
-        summed = train and keep and relu and r is not None
-        y, mask = ops.batch_norm(x, mean, rstd, self.weight.data, self.bias.data, r, relu, summed, out)
-        if train and keep:
-            self._saved = (x, mean, rstd, mask, relu and r is None, of_batch)
-        return y
+        return mean, (1 / np.sqrt(var + self.eps)).astype(np.float32), of_batch
 
     def _follow(self, mean, var, n):
         if n < 2:
@@ -112,6 +121,12 @@ class MeanPool(Module):
         return dx
 
 
+def pack_images(module, bits):
+    """Keeps the images (B, H, W, C) among what a module kept in so many bits; `unpack_saved` undoes it."""
+    for grid in {a.shape[:-1] for a in module._saved or () if isinstance(a, np.ndarray) and a.ndim == 4}:
+        module._saved = pack_saved(module._saved, grid, bits)
+
+
 class BasicBlock(Module):
     """relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x)), the shortcut x itself or norm(conv(x)).
 
@@ -173,10 +188,8 @@ class BasicBlock(Module):
         return ops.add(d, dy, out=d)
 
     def _pack(self):
-        bits = self.policy.saved_bits
-        for _, module in self.named_modules() if bits else ():
-            for grid in {a.shape[:-1] for a in module._saved or () if isinstance(a, np.ndarray) and a.ndim == 4}:
-                module._saved = pack_saved(module._saved, grid, bits)
+        for _, module in self.named_modules() if self.policy.saved_bits else ():
+            pack_images(module, self.policy.saved_bits)
 
     def _unpack(self):
         for _, module in self.named_modules() if self.policy.saved_bits else ():

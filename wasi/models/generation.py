@@ -8,7 +8,7 @@ def generate(model, tokens, n_tokens, temperature=0.0, top_p=1.0, seed=0, stop=(
 
     Parameters: model, a Llama language model; tokens, the prompt's ids; temperature, 0 for the most probable token each time;
     top_p in (0, 1]: sample only among the fewest tokens that together have this probability; seed of the sampling;
-    stop: ids that end the text (not part of the result); on_token(id), called with each new id.
+    stop: ids that end the text (not part of the result); on_token(id), called with each new id, ends it by returning True.
     Returns the new ids as a list, fewer than n_tokens where a stop token came or the context is full.
     Raises ValueError for a prompt that is empty or fills the context, ids out of range, and impossible numbers;
     FloatingPointError where logits are not finite.
@@ -36,8 +36,8 @@ def generate(model, tokens, n_tokens, temperature=0.0, top_p=1.0, seed=0, stop=(
         if token in stop:
             break
         new.append(token)
-        if on_token:
-            on_token(token)
+        if on_token and on_token(token):
+            break
     return new
 
 

@@ -13,6 +13,7 @@ from wasi.models.llama import Llama, LlamaConfig, random_arrays
 from wasi.models.published_names import HUGGING_FACE, their_name
 from wasi.models.weights import TensorFile, WeightsError, atomic_file, write_tensors
 
+_INDEX = "model.safetensors.index.json"
 _HEADER = "dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len"
 
 # Hugging Face's settings, and our fields.
@@ -207,12 +208,13 @@ def read_config(path):
 
 def _read_hugging_face(path):
     """As `read_llama2c`, from a folder or a safetensors file."""
-    if path.is_dir():
-        folder, index = path, path / "model.safetensors.index.json"
-        files = _shards(index) if index.is_file() else [folder / "model.safetensors"]
-    else:
-        folder, files = path.parent, [path]
+    folder = path if path.is_dir() else path.parent
+    files = weight_files(path) or [path / "model.safetensors" if path.is_dir() else path]
+    if path.is_dir() and not is_published(path):
+        raise WeightsError(f"weights: {str(path)!r} is a run folder; `wasi export` makes a folder of published weights of it")
     opened = [TensorFile(file) for file in files]
+    if "wasi" in opened[0].metadata:
+        raise WeightsError(f"weights: {path.name} is a file of wasi's own; `wasi export` makes published weights of it")
     config = read_config(folder / "config.json")
     where = {name: file for file in opened for name in file.names}
     if config.depth > len(where):
@@ -236,8 +238,22 @@ def _read_hugging_face(path):
     return config, tensors
 
 
-def _shards(index):
-    """The files that an index names, in its own folder."""
+def is_published(folder):
+    """Whether a folder has weights by Hugging Face's names, or says so."""
+    folder = Path(folder)
+    if (folder / _INDEX).is_file() or not (folder / "config.json").is_file():
+        return True
+    try:
+        return "arguments" not in json.loads((folder / "config.json").read_text())  # which a run folder of wasi train has
+    except (ValueError, RecursionError, TypeError):
+        return True
+
+
+def weight_files(path):
+    """The files that the index in a folder names, in that folder; [] where it has no index."""
+    index = Path(path) / _INDEX
+    if not index.is_file():
+        return []
     try:
         names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

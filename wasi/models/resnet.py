@@ -10,6 +10,9 @@ import numpy as np
 
 from wasi import ops
 from wasi.layers import BasicBlock, BatchNorm, Linear, MaxPool, MeanPool
+from wasi.layers.flops import Flops
+from wasi.layers.residual import pack_images
+from wasi.layers.transformer import unpack_saved
 from wasi.models.images import ImageClassifier, blank_linear, linear_shapes, norm_shapes, zero_linear
 from wasi.ops import Window
 
@@ -123,12 +126,20 @@ class ResNet(ImageClassifier):
         return ops.extract_patches(images, 1, c.mean, c.std).reshape(len(images), c.img_size, c.img_size, 3)
 
     def forward(self, images, train=False):
-        """images (B, 3, S, S), uint8 or normalised float32 -> logits (B, num_classes). Keeps the images, not the pixels."""
+        """images (B, 3, S, S), uint8 or normalised float32 -> logits (B, num_classes). Keeps the images, not the pixels.
+
+        What the stem's norm keeps is as the first block's policy says.
+        """
         self._check_images(images)
+        policy = self.blocks[0].policy
         if train:
             self._saved = (images,)
         x = self.conv1.forward(self._pixels(images), train, keep_input=False)
-        x = self.maxpool.forward(self.bn1.forward(x, train, relu=True, out=None if train else x), train)
+        keep = train and not policy.recompute
+        x = self.bn1.forward(x, train, relu=True, keep=keep, out=None if keep else x)
+        if keep and policy.saved_bits:
+            pack_images(self.bn1, policy.saved_bits)
+        x = self.maxpool.forward(x, train)
         for block in self.blocks:
             x = block.forward(x, train)
         return self.fc.forward(self.avgpool.forward(x, train), train)
@@ -146,6 +157,9 @@ class ResNet(ImageClassifier):
             d = block.backward(d)
             after(block)
         d = self.maxpool.backward(d)
+        if self.blocks[0].policy.recompute:
+            self.bn1.prepare(self.conv1.forward(self._pixels(images)), relu=True)
+        self.bn1._saved = unpack_saved(self.bn1._saved)
         d = self.bn1.backward(d, out=d)
         after(self.bn1)
         self.conv1.backward(d, self._pixels(images) if self.conv1.needs_input else None, need_dx=False)
@@ -158,6 +172,8 @@ class ResNet(ImageClassifier):
     def _pass_flops(self, B, rule):
         shape = (B, self.config.img_size, self.config.img_size, 3)
         total = self.conv1.flops(shape, rule, dx=False)
+        if self.blocks[0].policy.recompute:
+            total += Flops(0, total.forward)
         B, H, W, C = self.conv1.output_shape(shape)
         shape = (B, *_POOL.grid(H, W), C)
         for block in self.blocks:
