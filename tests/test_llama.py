@@ -1,35 +1,25 @@
 """The decoder: against a float64 NumPy twin, finite differences and PyTorch."""
 
+import functools
+
 import numpy as np
 import pytest
 from gradcheck import directional_check
+from small_models import DECODER, wide
 from tables import assert_close, relative_error
 
 import wasi
 from wasi.layers import ActivationCompression, ActivationPolicy
-from wasi.models.llama import PADDING, Llama, LlamaConfig, create_llama, random_arrays
+from wasi.models.llama import PADDING, LlamaConfig, create_llama
 from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.reference.llama import llama_logits, llama_loss
 
-SMALL = {"vocab_size": 23, "embed_dim": 16, "hidden_dim": 24, "depth": 3, "num_heads": 4, "num_kv_heads": 2, "max_length": 12}
-
-
-def small(tied=True, num_classes=None, scale=10.0, **changes):
-    """A small decoder whose weights are large enough for every part to matter."""
-    model = Llama(LlamaConfig(**{**SMALL, **changes}, tied=tied, num_classes=num_classes), random_arrays(0))
-    rng = np.random.default_rng(1)
-    for _, p in model.named_parameters():
-        p.data *= scale if p.data.ndim == 2 else rng.uniform(0.5, 1.5, p.data.shape).astype(np.float32)
-    return model
+small, SMALL = functools.partial(DECODER.model, False), DECODER.sizes
 
 
 def shape_of(model):
     c = model.config
     return {"depth": c.depth, "n_heads": c.num_heads, "n_kv_heads": c.num_kv_heads, "eps": c.norm_eps, "theta": c.rope_theta}
-
-
-def wide(model):
-    return {name: p.data.astype(np.float64) for name, p in model.named_parameters()}
 
 
 def batch(rng, model, B=3, N=9):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gradcheck import directional_check
+from small_models import RESNET, gradients_of
 from tables import relative_error
 
 import wasi
@@ -11,65 +11,13 @@ from wasi.layers import ActivationCompression, ActivationPolicy, BatchNorm, Fact
 from wasi.layers.compression import Compressed
 from wasi.models import load_model, load_weights, save_model
 from wasi.models.factorize import curvatures, input_covariances
-from wasi.models.methods import METHODS, MethodOptions, apply_method
+from wasi.models.methods import MethodOptions, apply_method
 from wasi.models.weights import WeightsError, published_shape
 from wasi.ops import Window
-from wasi.profiling import Profile
-from wasi.reference.resnet import resnet_logits, resnet_loss
 from wasi.training.optimizer import Optimizer
-from wasi.training.step import accumulate_gradient, evaluate
+from wasi.training.step import accumulate_gradient
 
-NAME = "resnet_micro_32"
-SMALL = {"img_size": 32, "depths": (1, 2, 1), "widths": (6, 10, 12), "num_classes": 5}
-
-
-def small_model(factored=False, **changes):
-    model = wasi.create_model(NAME, **{**SMALL, **changes})
-    rng = np.random.default_rng(1)
-    for name, p in model.named_parameters():  # away from the zeros and ones of a fresh model, so that every path matters
-        noise = (0.2 * rng.standard_normal(p.data.shape)).astype(np.float32)
-        p.data += np.abs(noise) if name.endswith("running_var") else noise
-    if factored:
-        wasi.factorize(model, variance=0.7, verbose=False)
-    return model
-
-
-def small_batch(rng, n=4):
-    return rng.standard_normal((n, 3, 32, 32)).astype(np.float32), rng.integers(0, 5, n)
-
-
-def wide(model):
-    return {n: p.data.astype(np.float64) for n, p in model.named_parameters()}
-
-
-def gradients_of(model):
-    return {n: p.grad for n, p in model.named_parameters() if p.trainable}
-
-
-@pytest.mark.parametrize("factored", [False, True])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_every_gradient_against_float64_finite_differences(rng, n_threads, factored, recompute):
-    model = small_model(factored)
-    model.set_policy(ActivationPolicy(recompute=recompute))
-    images, labels = small_batch(rng)
-    arrays = wide(model)
-    result = accumulate_gradient(model, images, labels, label_smoothing=0.1)
-    gradients = gradients_of(model)
-    assert all(g is not None for g in gradients.values())
-
-    def loss(values):
-        return resnet_loss(dict(zip(arrays, values)), images.astype(np.float64), labels, 0.1, depths=SMALL["depths"])
-
-    assert result.loss == pytest.approx(loss(arrays.values()), rel=1e-5)
-    for name in gradients:
-        only = [gradients[n] if n == name else None for n in arrays]
-        assert directional_check(loss, list(arrays.values()), only, rng, n_directions=1, step=1e-8) < 1e-3, name
-
-
-def test_logits_match_the_numpy_twin_in_every_instruction_set(rng, isa):
-    model = small_model(True)
-    images, _ = small_batch(rng)
-    assert relative_error(model.forward(images), resnet_logits(wide(model), images.astype(float), SMALL["depths"])) < 1e-5
+NAME, SMALL = RESNET.name, RESNET.sizes
 
 
 def torch_twin(torch, model):
@@ -85,7 +33,7 @@ def torch_twin(torch, model):
 
 @pytest.mark.parametrize("name, changes", [("resnet18", {"img_size": 64, "num_classes": 7}), (NAME, SMALL)])
 def test_logits_gradients_and_statistics_equal_pytorch(rng, torch, name, changes):
-    model = small_model() if name == NAME else wasi.create_model(name, **changes)
+    model = RESNET.model() if name == NAME else wasi.create_model(name, **changes)
     S = model.config.img_size
     images, labels = rng.standard_normal((4, 3, S, S)).astype(np.float32), rng.integers(0, 5, 4)
     twin = torch_twin(torch, model)
@@ -131,20 +79,9 @@ def test_published_size_and_flops():
     assert sum(p.data.size for _, p in wasi.create_model("resnet34", seed=None).named_parameters() if p.trainable) == 21_797_672
 
 
-@pytest.mark.parametrize("factored, recompute", [(False, False), (True, False), (False, True)])
-def test_flops_are_those_of_the_kernels(rng, factored, recompute):
-    model = small_model(factored)
-    model.set_policy(ActivationPolicy(recompute=recompute))
-    images, labels = small_batch(rng, 2)
-    with Profile() as profile:
-        accumulate_gradient(model, images, labels)
-    flops = model.training_flops(2)
-    assert sum(k.flops for k in profile.kernels) == pytest.approx(flops.forward + flops.backward, rel=0.02)
-
-
 def test_full_rank_factors_are_the_dense_convolution(rng):
-    images, labels = small_batch(rng)
-    dense, factored = small_model(), small_model()
+    images, labels = RESNET.batch(rng)
+    dense, factored = RESNET.model(), RESNET.model()
     wasi.factorize(factored, variance=1.0, verbose=False)
     accumulate_gradient(dense, images, labels)
     accumulate_gradient(factored, images, labels)
@@ -157,27 +94,12 @@ def test_full_rank_factors_are_the_dense_convolution(rng):
     assert [r.name for r in factored.factorization][:3] == ["layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1"]
 
 
-def test_same_bits_for_the_same_thread_count_and_nothing_is_kept(rng, n_threads):
-    images, labels = small_batch(rng)
-    runs = []
-    for _ in range(2):
-        model = small_model(True)
-        accumulate_gradient(model, images, labels)
-        assert model.total_saved_bytes == 0
-        runs.append(gradients_of(model))
-    assert all(np.array_equal(runs[0][n], runs[1][n]) for n in runs[0])
-    evaluate(model, [(images, labels)])
-    assert model.total_saved_bytes == 0
-    with pytest.raises(RuntimeError, match="nothing was kept"):
-        model.backward(np.ones((4, 5), np.float32))
-
-
 def test_micro_batches_layerwise_updates_and_packed_gradients(rng):
     """Layer by layer the step is the same; bfloat16 sums are near; of micro-batches each has statistics of its own."""
-    images, labels = small_batch(rng, 8)
+    images, labels = RESNET.batch(rng, 8)
     found = []
     for settings, micro in (({}, None), ({"layerwise": True}, None), ({"gradient_bits": 16}, None), ({}, 4)):
-        model = small_model(True)
+        model = RESNET.model(True)
         optimizer = Optimizer(model, **settings)
         accumulate_gradient(model, images, labels, micro, after=optimizer.after_backward(0.02))
         optimizer.step(0.02)
@@ -187,8 +109,8 @@ def test_micro_batches_layerwise_updates_and_packed_gradients(rng):
 
 
 def test_running_statistics_move_in_training_alone(rng):
-    model = small_model()
-    images, labels = small_batch(rng)
+    model = RESNET.model()
+    images, labels = RESNET.batch(rng)
     norms = [m for _, m in model.named_modules() if isinstance(m, BatchNorm)]
     before = [n.running_mean.data.copy() for n in norms]
     model.forward(images)
@@ -205,8 +127,8 @@ def test_running_statistics_move_in_training_alone(rng):
 def test_running_statistics_are_averaged_and_restored_with_the_weights(rng):
     from wasi.training.ema import Snapshot, WeightAverage
 
-    model = small_model()
-    images, labels = small_batch(rng)
+    model = RESNET.model()
+    images, labels = RESNET.batch(rng)
     snapshot, average, logits = Snapshot(model), WeightAverage(model, 0.5), model.forward(images)
     start = model.bn1.running_mean.data.copy()
     optimizer = Optimizer(model)
@@ -221,35 +143,11 @@ def test_running_statistics_are_averaged_and_restored_with_the_weights(rng):
     assert np.array_equal(model.forward(images), logits)
 
 
-def test_recomputed_blocks_follow_the_statistics_once(rng):
-    images, labels = small_batch(rng)
-    found = []
-    for recompute in (False, True):
-        model = small_model()
-        model.set_policy(ActivationPolicy(recompute=recompute))
-        accumulate_gradient(model, images, labels)
-        found.append({n: p.data for n, p in model.named_parameters() if not p.trainable} | gradients_of(model))
-    assert all(np.array_equal(found[0][n], found[1][n]) for n in found[0])
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_a_batch(rng, method):
-    model = wasi.create_model(NAME, num_classes=5)
-    images, labels = small_batch(rng, 8)
-    apply_method(model, method, MethodOptions(rank=6, lora_rank=2, alpha=6), [(images, labels)], verbose=False)
-    optimizer = Optimizer(model, "adamw")
-    losses = []
-    for _ in range(15):
-        losses.append(accumulate_gradient(model, images, labels).loss)
-        optimizer.step(5e-3)
-    assert losses[-1] < 0.9 * losses[0]
-
-
 def test_inputs_are_compressed_with_four_modes(rng):
     """Every target's input is B x H x W x C, and is kept as a core with a factor for each mode; full ranks are exact."""
-    images, labels = small_batch(rng)
+    images, labels = RESNET.batch(rng)
     for factored in (False, True):
-        model, exact, whole = (small_model(factored) for _ in range(3))
+        model, exact, whole = (RESNET.model(factored) for _ in range(3))
         names = [n for n, m in model.named_modules() if getattr(m, "window", None) == Window(3, 1, 1)]
         for net, ranks in ((model, (0.5, 0.5, 3)), (whole, (1.0, 1.0, 1.0))):
             for name in names:
@@ -295,7 +193,7 @@ def test_whitened_start_on_patches(rng):
     images = rng.standard_normal((4, 3, 32, 32)).astype(np.float32)
     name, lost = "layer2.0.conv1", {}
     for start, whiten in (("svd", None), ("whitened", [images])):
-        model = small_model()
+        model = RESNET.model()
         layer, seen = model.get_module(name), []
         W, M = layer.weight.data, input_covariances(model, [name], [images])[name]
         layer.forward = lambda x, *rest, seen=seen, own=layer.forward, **more: seen.append(x) or own(x, *rest, **more)
@@ -315,7 +213,7 @@ def test_fisher_start_on_patches(rng):
     images, labels = rng.standard_normal((8, 3, 32, 32)).astype(np.float32), rng.integers(0, 5, 8)
     name, lost = "layer2.0.conv1", {}
     for start in ("whitened", "fisher"):
-        model = small_model()
+        model = RESNET.model()
         layer, seen = model.get_module(name), []
         W, D = layer.weight.data, curvatures(model, [name], [(images, labels)])[1][name]
         layer.forward = lambda x, *rest, seen=seen, own=layer.forward, **more: seen.append(x) or own(x, *rest, **more)
@@ -330,60 +228,15 @@ def test_fisher_start_on_patches(rng):
     assert lost["fisher"] < 0.98 * lost["whitened"]
 
 
-def test_recomputed_blocks_need_less(rng):
-    images, labels = small_batch(rng, 32)
-    peaks = []
-    for recompute in (False, True):
-        model = small_model(depths=(8, 1), widths=(16, 16))
-        model.set_policy(ActivationPolicy(recompute=recompute))
-        for _, p in model.named_parameters():
-            p.grad_buffer()
-        arena = wasi.Arena()
-        with arena:
-            accumulate_gradient(model, images, labels)
-        peaks.append(arena.stats()["peak_bytes"])
-    assert peaks[1] < 0.8 * peaks[0]
-
-
 def test_the_stem_keeps_what_the_policy_says(rng):
-    images, _ = small_batch(rng)
+    images, _ = RESNET.batch(rng)
     kept = {}
     for policy in (ActivationPolicy(), ActivationPolicy(recompute=True), ActivationPolicy(saved_bits=8)):
-        model = small_model()
+        model = RESNET.model()
         model.set_policy(policy)
         model.forward(images, train=True)
         kept[policy.recompute, policy.saved_bits] = model.bn1.saved_bytes
     assert kept[True, None] == 0 and kept[False, 8] < 0.6 * kept[False, None]
-
-
-@pytest.mark.parametrize("factored", [False, True])
-@pytest.mark.parametrize("bits, near", [(16, 0.05), (8, 0.2)])
-def test_blocks_keep_images_in_few_bits(rng, bits, near, factored):
-    images, labels = small_batch(rng)
-    found, kept = [], []
-    for saved_bits in (None, bits):
-        model = wasi.create_model(NAME, **SMALL)
-        if factored:
-            wasi.factorize(model, variance=0.7, verbose=False)
-        model.set_policy(ActivationPolicy(saved_bits=saved_bits))
-        kept.append(accumulate_gradient(model, images, labels).saved_bytes)
-        found.append(np.concatenate([g.ravel() for g in gradients_of(model).values()]))
-    assert 0 < relative_error(found[1], found[0]) < near and kept[1] < 0.9 * kept[0]
-
-
-def test_a_plan_keeps_its_budget_and_leaves_the_model_alone(rng):
-    images, labels = rng.integers(0, 256, (8, 3, 32, 32), np.uint8), rng.integers(0, 5, 8)
-    model = wasi.create_model(NAME, num_classes=5)
-    before = {n: p.data.copy() for n, p in model.named_parameters()}
-    plan = wasi.plan(model, [(images, labels)], "4MiB", method="qwasi", batch_size=8)
-    assert plan.micro_batch == 8  # of batch norms the statistics would be others
-    assert all(np.array_equal(p.data, before[n]) for n, p in model.named_parameters())
-    assert [layer.name for layer in plan.layers][:2] == ["layer1.0.conv1", "layer1.0.conv2"]
-    plan.apply(model, [(images, labels)])
-    arena = wasi.Arena()
-    with arena:
-        accumulate_gradient(model, images, labels, plan.micro_batch)
-    assert arena.stats()["peak_bytes"] < plan.peak_bytes <= 4 * 2**20
 
 
 def test_a_plan_compresses_the_inputs_that_nothing_else_keeps(rng):
@@ -408,8 +261,8 @@ def test_a_plan_compresses_the_inputs_that_nothing_else_keeps(rng):
 
 @pytest.mark.parametrize("method", ["dense", "wsi", "qwasi", "qlora", "svd-llm-lora"])
 def test_save_load_and_merge_give_the_same_logits(rng, tmp_path, method):
-    model = small_model()
-    images, labels = small_batch(rng)
+    model = RESNET.model()
+    images, labels = RESNET.batch(rng)
     apply_method(model, method, MethodOptions(rank=4, lora_rank=2), [(images, labels)], verbose=False)
     save_model(model, tmp_path / "m.safetensors", {"classes": ["a"]})
     again, extra = load_model(tmp_path / "m.safetensors")
@@ -423,10 +276,10 @@ def test_save_load_and_merge_give_the_same_logits(rng, tmp_path, method):
 def test_a_merged_model_loads_into_pytorch(rng, torch, tmp_path):
     from safetensors.torch import load_file
 
-    model = small_model(True)
-    images, _ = small_batch(rng)
+    model = RESNET.model(True)
+    images, _ = RESNET.batch(rng)
     save_model(wasi.merge(model), tmp_path / "m.safetensors")
-    twin = torch_twin(torch, small_model())
+    twin = torch_twin(torch, RESNET.model())
     twin.load_state_dict(load_file(tmp_path / "m.safetensors"))
     twin.eval()
     with torch.no_grad():
@@ -442,8 +295,8 @@ def published(model):
 def test_published_files(rng, tmp_path):
     from safetensors.numpy import save_file
 
-    model = small_model()
-    images, _ = small_batch(rng)
+    model = RESNET.model()
+    images, _ = RESNET.batch(rng)
     save_file(published(model), tmp_path / "w.safetensors")
     again = wasi.create_model(NAME, **SMALL, weights=tmp_path / "w.safetensors")
     assert np.array_equal(model.forward(images), again.forward(images))
@@ -455,7 +308,7 @@ def test_published_files(rng, tmp_path):
 def test_files_that_do_not_fit_name_every_tensor(tmp_path):
     from safetensors.numpy import save_file
 
-    model = small_model()
+    model = RESNET.model()
     tensors = published(model)
     del tensors["bn1.running_var"], tensors["layer2.0.downsample.0.weight"]
     tensors["conv1.weight"] = np.zeros((6, 3, 3, 3), np.float32)
@@ -481,8 +334,8 @@ def test_checkpoints_go_on_bit_for_bit(rng, tmp_path):
         accumulate_gradient(model, images, labels)
         optimizer.step(0.01)
 
-    images, labels = small_batch(rng)
-    model = small_model()
+    images, labels = RESNET.batch(rng)
+    model = RESNET.model()
     apply_method(model, "wasi", MethodOptions(rank=4), verbose=False)
     optimizer = Optimizer(model, "sgd", momentum=0.9)
     step(model, optimizer)
@@ -497,16 +350,6 @@ def test_checkpoints_go_on_bit_for_bit(rng, tmp_path):
     assert np.array_equal(model.forward(images), again.forward(images))
 
 
-def test_the_cli_trains_and_profiles_one(tmp_path, capsys):
-    from wasi.cli import main
-
-    words = ["--model", NAME, "--method", "wasi", "--epochs", "1", "--limit", "64", "--limit-val", "32", "--quiet"]
-    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 0
-    assert "| wasi |" in capsys.readouterr().out
-    assert main(["profile", "--model", NAME, "--method", "qwasi", "--batch-size", "4", "--steps", "1"]) == 0
-    assert "conv_backward" in capsys.readouterr().out
-
-
 def test_bad_sizes_are_refused_by_name(rng):
     create = wasi.create_model
     with pytest.raises(ValueError, match="img_size: expected at least 32 pixels, which 4 stages reduce to one, got 31"):
@@ -514,8 +357,8 @@ def test_bad_sizes_are_refused_by_name(rng):
     with pytest.raises(ValueError, match="depths, widths: expected at least one block and its channels for each stage"):
         create(NAME, depths=(1, 2))
     with pytest.raises(ValueError, match=r"images: expected an array of shape \(B, 3, 32, 32\), got shape \(1, 3, 64, 64\)"):
-        small_model().forward(np.zeros((1, 3, 64, 64), np.float32))
+        RESNET.model().forward(np.zeros((1, 3, 64, 64), np.float32))
     with pytest.raises(ValueError, match="batch norm: expected more than one number a channel in training"):
         create("resnet18", img_size=32, num_classes=2).forward(np.zeros((1, 3, 32, 32), np.float32), train=True)
     with pytest.raises(ValueError, match=r"target_modules: \['mlp'\] match none of the model's linear layers \(conv1, "):
-        wasi.factorize(small_model(), target_modules=("mlp",))
+        wasi.factorize(RESNET.model(), target_modules=("mlp",))
