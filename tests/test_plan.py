@@ -19,6 +19,7 @@ from wasi.models.plan import Plan, PlanError, parse_bytes
 from wasi.planning import InfeasibleError
 from wasi.planning.cost import Way
 from wasi.planning.measure import activation_errors, kept_errors, weight_errors
+from wasi.training.ema import WeightAverage
 from wasi.training.loop import TrainConfig, train
 from wasi.training.memory import count_bytes
 from wasi.training.optimizer import Optimizer
@@ -48,14 +49,16 @@ def counted_after_steps(model, plan, batch, n_steps=2):
     kind = "adamw" if plan.optimizer == "adamw" else "sgd"
     optimizer = Optimizer(model, kind, momentum=0.9 * (plan.optimizer == "momentum"), clip_norm=None if plan.layerwise else 1.0,
                           gradient_bits=plan.gradient_bits, state_bits=plan.state_bits, layerwise=plan.layerwise)
+    average = WeightAverage(model, plan.ema) if plan.ema else None
     inputs, targets = batch
     arena = wasi.Arena()
     for _ in range(n_steps):
         with arena:
             accumulate_gradient(model, inputs, targets, plan.micro_batch, after=optimizer.after_backward(0.01))
             optimizer.step(0.01)
-    held = count_bytes(model, optimizer)
+    held = count_bytes(model, optimizer, average)
     assert held["gradient_bytes"] == plan.gradient_bytes and held["optimizer_bytes"] == plan.optimizer_bytes
+    assert held["average_bytes"] == plan.average_bytes
     assert held["trained_bytes"] + held["frozen_bytes"] == plan.weight_bytes
     return sum(held.values()) - held["saved_bytes"] + plan.input_bytes + arena.stats()["peak_bytes"]
 
@@ -74,6 +77,8 @@ def make(shape):
         return model, lambda n, seed=0: batch_of(n, seed=seed)
     if shape == "tiny":
         return wasi.create_model("vit_tiny_patch16_224", **TINY), lambda n, seed=0: batch_of(n, 64, seed=seed)
+    if shape == "resnet":
+        return wasi.create_model("resnet_micro_32", num_classes=5), lambda n, seed=0: batch_of(n, seed=seed)
     if shape == "swin":
         return wasi.create_model("swin_micro_patch2_window4_32", num_classes=5), lambda n, seed=0: batch_of(n, seed=seed)
 
@@ -99,7 +104,7 @@ def make(shape):
     ("micro", "qwasi", {"saved_bits": 8, "gradient_bits": 16, "state_bits": 16, "micro_batch": 8}),
     ("swin", "wasi", {"micro_batch": 12}), ("swin", "qwasi", {}), ("decoder", "wsi", {}),
     ("decoder", "qwasi", {"saved_bits": 16, "micro_batch": 24}), ("text-classifier", "wasi", {"clip_norm": None}),
-    ("half-frozen", "qwasi", {"micro_batch": 12}),
+    ("half-frozen", "qwasi", {"micro_batch": 12}), ("micro", "wasi", {"ema": 0.9}), ("resnet", "wsi", {"ema": 0.9}),
 ])
 def test_planned_and_measured_peak_agree(shape, method, options):
     model, batches = make(shape)
@@ -338,7 +343,7 @@ def test_updates_layer_by_layer_are_planned_where_no_norm_is_asked_for():
     budget = least_of(model, batch, {"clip_norm": None, **settings})
     plan = wasi.plan(model, [batch], budget, clip_norm=None, **settings)
     assert plan.layerwise and plan.gradient_bytes == 0 and all(layer.gradient_bytes == 0 for layer in plan.layers)
-    assert plan.training == {"micro_batch": None, "gradient_bits": 32, "state_bits": 32, "layerwise": True}
+    assert plan.training == {"micro_batch": None, "gradient_bits": 32, "state_bits": 32, "layerwise": True, "ema": None}
     with pytest.raises(InfeasibleError):
         wasi.plan(model, [batch], budget, **settings)
 
@@ -373,9 +378,10 @@ class Batches:
         return iter([batch_of(12, seed=i) for i in range(3)] + [batch_of(5, seed=9)])
 
 
-def test_training_as_planned_prints_both_peaks_and_takes_a_smaller_last_batch(capsys):
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_training_as_planned_prints_both_peaks_and_takes_a_smaller_last_batch(capsys, ema):
     model, batch = small_model(), batch_of(8)
-    settings = {"method": "wasi", "batch_size": 12, "micro_batch": 12, "recompute": False}
+    settings = {"method": "wasi", "batch_size": 12, "micro_batch": 12, "recompute": False, "ema": ema}
     plan = wasi.plan(model, [batch], least_of(model, batch, settings), **settings)
     assert any(layer.activation_ranks and layer.activation_ranks[0] < 1 for layer in plan.layers)
     plan.apply(model, [batch])
@@ -383,6 +389,7 @@ def test_training_as_planned_prints_both_peaks_and_takes_a_smaller_last_batch(ca
                    progress=False, plan=plan)
     assert np.isfinite(result.epochs[0]["train_loss"]) and result.planned_peak_bytes == plan.peak_bytes
     images = 12 * 3 * 32 * 32
+    assert (plan.average_bytes > 0) == (ema is not None)
     assert result.counted_peak_bytes - images == pytest.approx(plan.peak_bytes - plan.input_bytes, rel=0.1)
     assert re.search(r"after 3 steps: planned [\d.]+ MiB, measured [\d.]+ MiB in arrays \([+-][\d.]+ %\)",
                      capsys.readouterr().out)
@@ -450,9 +457,10 @@ def test_a_plan_survives_its_file(plan, tmp_path):
     assert record["layers"][0]["name"] == "blocks.0.attn.qkv" and record["peak_bytes"] == plan.peak_bytes
 
 
-def test_a_plan_of_the_first_format_is_read(tmp_path):
-    plan = Plan.load(Path(__file__).parent / "fixtures" / "plan-1.json")
-    assert (plan.saved_bits, plan.gradient_bits, plan.state_bits, plan.layerwise) == (None, 32, 32, False)
+@pytest.mark.parametrize("version", [1, 2])
+def test_plans_of_older_formats_are_read(tmp_path, version):
+    plan = Plan.load(Path(__file__).parent / "fixtures" / f"plan-{version}.json")
+    assert (plan.saved_bits, plan.gradient_bits, plan.state_bits, plan.layerwise, plan.ema) == (None, 32, 32, False, None)
     plan.apply(small_model(), [batch_of(8)])
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
@@ -479,7 +487,7 @@ def test_planned_bytes_of_layers_are_those_of_the_layers(plan):
     (lambda r: r.update(extra=1), "the plan: unknown keys 'extra'"),
     (lambda r: r.pop("method"), "the plan: missing keys 'method'"),
     (lambda r: r.update(method="magic"), "method: expected one of 'dense'"),
-    (lambda r: r.update(format_version=3), "format_version 3 is newer than this package reads"),
+    (lambda r: r.update(format_version=4), "format_version 4 is newer than this package reads"),
     (lambda r: r.update(batch_size="16"), "batch_size: expected a whole number from 1 to 2147483647, got '16'"),
     (lambda r: r.update(batch_size=True), "batch_size"),
     (lambda r: r.update(batch_size=10**30), "batch_size"),
@@ -597,6 +605,7 @@ def test_the_command_plans_and_trains_as_planned(planned, tmp_path, capfd):
     (["--targets", "all"], "--targets: the plan decides this"),
     (["--batch-size", "32"], "--batch-size: the plan was made for 16, got 32"),
     (["--optimizer", "sgd"], "--optimizer: the plan was made for adamw, got sgd"),
+    (["--ema", "0.9"], "--ema: the plan was made for None, got 0.9"),
     (["--freeze", "pos_embed"], "plan: made for another model: n_frozen 0 where this one has 640"),
     (["--layerwise"], "--layerwise: the plan was made for False, got True"),
     (["--saved-bits", "8"], "--saved-bits: the plan decides this"),

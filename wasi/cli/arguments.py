@@ -230,6 +230,7 @@ def plan(parser):
     add("--clip", type=float, default=1.0, help="largest gradient norm in training; 0: no clipping, no full gradient needed")
     add("--optimizer", choices=("sgd", "adamw"), help="(default: sgd for images with --weights, else adamw)")
     add("--momentum", type=float, help="of sgd (default: 0.9)")
+    add("--ema", type=float, metavar="D", help="as for wasi train: plan memory for the average of the weights, too")
     add("--calibration", type=int, default=2, metavar="N", help="batches of up to 16 training samples to measure on")
     add("--start", choices=PLANNED_STARTS, help="of the factors, as for wasi train")
     add_data_options(parser)

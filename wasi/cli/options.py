@@ -163,7 +163,8 @@ def follow_plan(args, plan):
             raise ValueError(f"--clip: the plan updates layer by layer, without the whole gradient's norm; got {args.clip}")
         args.clip = 0.0
     for name, value in (("batch_size", plan.batch_size), ("micro_batch", plan.micro_batch), ("optimizer", kind),
-                        ("gradient_bits", plan.gradient_bits), ("state_bits", plan.state_bits), ("layerwise", plan.layerwise)):
+                        ("gradient_bits", plan.gradient_bits), ("state_bits", plan.state_bits), ("layerwise", plan.layerwise),
+                        ("ema", plan.ema)):
         given = getattr(args, name) or None
         if given not in (None, value):
             raise ValueError(f"--{name.replace('_', '-')}: the plan was made for {value}, got {given}")

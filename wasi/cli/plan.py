@@ -32,7 +32,7 @@ def run(args):
         recompute=chosen[args.recompute], saved_bits=None if args.saved_bits == 32 else args.saved_bits,
         gradient_bits=args.gradient_bits, state_bits=args.state_bits, layerwise=chosen[args.layerwise],
         optimizer=kind, momentum=momentum, clip_norm=args.clip or None,
-        target_modules=options.targets_of(args), ranks=_ranks(args.ranks), start=args.start)
+        target_modules=options.targets_of(args), ranks=_ranks(args.ranks), start=args.start, ema=args.ema)
     plan.save(args.out)
     if args.plot:
         plan.plot(args.plot)

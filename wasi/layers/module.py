@@ -70,6 +70,11 @@ class Parameter:
                 array.fill(0)
 
     @property
+    def changes(self):
+        """Whether training changes it."""
+        return self.trainable
+
+    @property
     def gradient_bytes(self):
         """Bytes that the gradient takes now."""
         return sum(array.nbytes for array in (self.grad, self.packed) if array is not None)
@@ -81,6 +86,7 @@ class Buffer(Parameter):
     __slots__ = ()
 
     trainable = property(lambda self: False, lambda self, value: None)
+    changes = True
 
 
 class Module:

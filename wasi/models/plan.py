@@ -17,7 +17,7 @@ from wasi.linalg.wsi import RULES
 from wasi.models.factorize import factorize, find_targets
 from wasi.names import MODES, PLANNED, PLANNED_STARTS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # 1: nothing in 16 or 8 bits, no update layer by layer; 2: no average of the weights
 LARGEST_FILE = 8 * 2**20  # bytes: some ten thousand layers
 
 
@@ -40,6 +40,7 @@ class LayerPlan:
     weight_bytes: int  # factors and residual, or the dense weight; without the bias
     gradient_bytes: int
     optimizer_bytes: int
+    average_bytes: int
     saved_bytes: int  # kept from forward to backward because of these choices
     forward_flops: int  # of a whole batch
     backward_flops: int
@@ -53,7 +54,7 @@ class LayerPlan:
     @property
     def bytes(self):
         """All of them together: what other ranks must not exceed."""
-        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.saved_bytes
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.average_bytes + self.saved_bytes
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Plan:
     gradient_bits: int  # 32, or 16: matrices' gradients are summed over micro-batches in bfloat16
     state_bits: int  # 32, or 16: matrices' momentum is kept in bfloat16
     layerwise: bool  # whether each layer is updated in backward, so that no full gradient exists, nor a norm to clip by
+    ema: float | None  # decay of the average of the weights that is kept; None: none is
     start: str  # of the factors: "svd", "whitened" or "gradient" (then that of layers without a residual is "whitened")
     calibration: int  # batches that the start was measured with, and is to be made with; 0: it needs none
     budget_bytes: int | None
@@ -79,6 +81,7 @@ class Plan:
     weight_bytes: int  # of the whole model
     gradient_bytes: int
     optimizer_bytes: int
+    average_bytes: int  # of the averaged weights
     input_bytes: int  # images or tokens: the batch in work and those made ahead
     saved_bytes: int  # kept from forward to backward, all layers together
     scratch_bytes: int  # what the step holds beyond that at its highest
@@ -95,14 +98,14 @@ class Plan:
     @property
     def peak_bytes(self):
         """The most that arrays take at once during training."""
-        return (self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.input_bytes + self.saved_bytes
-                + self.scratch_bytes)
+        return (self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.average_bytes + self.input_bytes
+                + self.saved_bytes + self.scratch_bytes)
 
     @property
     def training(self):
         """What `TrainConfig` is to be told, as keywords."""
         return {"micro_batch": None if self.micro_batch == self.batch_size else self.micro_batch,
-                "gradient_bits": self.gradient_bits, "state_bits": self.state_bits, "layerwise": self.layerwise}
+                "gradient_bits": self.gradient_bits, "state_bits": self.state_bits, "layerwise": self.layerwise, "ema": self.ema}
 
     def record(self):
         """What `save` writes, for `of_record` to read."""
@@ -192,7 +195,8 @@ class Plan:
                 + (f", {self.saved_bits} bits kept" if self.saved_bits else "")
                 + (", layer by layer" if self.layerwise else "")
                 + (", gradients in 16 bits" if self.gradient_bits == 16 else "")
-                + (", momentum in 16 bits" if self.state_bits == 16 else ""))
+                + (", momentum in 16 bits" if self.state_bits == 16 else "")
+                + (f", weights averaged by {self.ema:g}" if self.ema else ""))
         lines = [head, f"{'layer':<24}{'shape':>12}{'rank':>6}{'bits':>5}{'activations':>15}{'weights':>10}{'grad+opt':>10}"
                        f"{'saved':>10}{'GFLOP':>8}{'error':>8}"]
         for r in self.layers:
@@ -202,7 +206,8 @@ class Plan:
                          f"{_kib(r.weight_bytes):>10}{_kib(r.gradient_bytes + r.optimizer_bytes):>10}{_kib(r.saved_bytes):>10}"
                          f"{r.flops / 1e9:>8.2f}{r.error:>8.3f}")
         parts = {"weights": self.weight_bytes, "gradients": self.gradient_bytes, "optimiser": self.optimizer_bytes,
-                 "inputs": self.input_bytes, "saved": self.saved_bytes, "scratch": self.scratch_bytes}
+                 **({"average": self.average_bytes} if self.ema else {}), "inputs": self.input_bytes, "saved": self.saved_bytes,
+                 "scratch": self.scratch_bytes}
         lines.append("peak " + format_bytes(self.peak_bytes) + ": "
                      + ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items()))
         limit = [f"budget {format_bytes(self.budget_bytes)}"] if self.budget_bytes is not None else []
@@ -214,13 +219,14 @@ class Plan:
     def plot(self, path):
         """Draws bytes and error of every layer into a PNG."""
         kinds = {"weights": "weight_bytes", "gradients": "gradient_bytes", "optimiser": "optimizer_bytes",
-                 "saved for backward": "saved_bytes"}
+                 "saved for backward": "saved_bytes", "averaged weights": "average_bytes"}
         names = [layer.name for layer in self.layers]
         with new_figure(min(40, max(7, 0.28 * len(names))), 6, 2, 1, sharex=True) as (figure, ((upper,), (lower,))):
             stacked_bars(upper, names, {label: [getattr(layer, field) / 2**20 for layer in self.layers]
                                         for label, field in kinds.items()})
             upper.set(ylabel="MiB", title=f"{self.method}: {format_bytes(self.peak_bytes)} at the peak, error {self.error:.3f}")
-            lower.bar(range(len(names)), [layer.error for layer in self.layers], width=0.8, color=series_style(4)["color"])
+            color = series_style(len(kinds))["color"]
+            lower.bar(range(len(names)), [layer.error for layer in self.layers], width=0.8, color=color)
             name_bars(lower, names)
             lower.set(ylabel="relative error")
             figure.legend(*upper.get_legend_handles_labels(), loc="outside upper right", ncols=4)
@@ -336,6 +342,7 @@ _LAYER_RULES = {
     "weight_bytes": _BYTES,
     "gradient_bytes": _BYTES,
     "optimizer_bytes": _BYTES,
+    "average_bytes": _BYTES,
     "saved_bytes": _BYTES,
     "forward_flops": _COUNT,
     "backward_flops": _COUNT,
@@ -355,6 +362,7 @@ _PLAN_RULES = {
     "gradient_bits": _one_of(16, 32),
     "state_bits": _one_of(16, 32),
     "layerwise": _one_of(False, True),
+    "ema": _or_none(_real(0, 1)),
     "start": _one_of(*PLANNED_STARTS),
     "calibration": _whole(0, 2**20),
     "budget_bytes": _or_none(_BYTES),
@@ -363,6 +371,7 @@ _PLAN_RULES = {
     "weight_bytes": _BYTES,
     "gradient_bytes": _BYTES,
     "optimizer_bytes": _BYTES,
+    "average_bytes": _BYTES,
     "input_bytes": _BYTES,
     "saved_bytes": _BYTES,
     "scratch_bytes": _BYTES,
@@ -391,10 +400,13 @@ def _read_plan(record):
     if _whole(FORMAT_VERSION + 1, 2**31)[0](version):
         raise PlanError(f"plan: format_version {version} is newer than this package reads ({FORMAT_VERSION})")
     if version == 1:  # which knew none of these
-        record = {"saved_bits": None, "gradient_bits": 32, "state_bits": 32, "layerwise": False, **record,
-                  "format_version": FORMAT_VERSION}
+        record = {"saved_bits": None, "gradient_bits": 32, "state_bits": 32, "layerwise": False, **record}
         if isinstance(record.get("model"), dict):
             record["model"] = {"n_frozen": 0, **record["model"]}
+    if version in (1, 2):
+        record = {"ema": None, "average_bytes": 0, **record, "format_version": FORMAT_VERSION}
+        if isinstance(record.get("layers"), list):
+            record["layers"] = [{"average_bytes": 0, **item} if isinstance(item, dict) else item for item in record["layers"]]
     _check_record(record, _PLAN_RULES, "the plan")
     layers = []
     for i, item in enumerate(record["layers"]):

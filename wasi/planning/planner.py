@@ -63,14 +63,14 @@ class _Layer:
     def error2(self, choice):
         return self._error2[choice]
 
-    def bytes(self, choice, way, rule):
-        """Additive bytes of a choice."""
+    def bytes(self, choice, way, width):
+        """Additive bytes of a choice. width: of what a trained number has besides itself."""
         weights, trained = cost.weight_bytes(self.site, choice)
-        return weights + trained * (way.gradient_width() + way.state_width(rule)) + cost.saved_bytes(self.site, choice, way)
+        return weights + trained * width + cost.saved_bytes(self.site, choice, way)
 
-    def front(self, way, rule):
+    def front(self, way, width):
         """Choices that no other beats in both bytes and error: their indices, bytes and squared errors, bytes rising."""
-        total = self._weights + self._trained * (way.gradient_width() + way.state_width(rule)) + self._saved_bytes(way)
+        total = self._weights + self._trained * width + self._saved_bytes(way)
         order = np.lexsort((self._errors2, total))
         errors = self._errors2[order]
         best = errors < np.concatenate([[np.inf], np.minimum.accumulate(errors)[:-1]])
@@ -98,14 +98,16 @@ class _Problem:
     kept_errors: dict  # {bits: {name: err^2}} of keeping activations in so many bits
     fixed_weights: int  # bytes of what is not planned, frozen or trained
     fixed_trained: tuple  # (numbers of matrices, other numbers) of it that are trained
+    fixed_averaged: int  # numbers of it that change in training
+    ema: float | None
     input_bytes: int
     budget: int | None
     _bases: dict = field(default_factory=dict)
     _fronts: dict = field(default_factory=dict)
 
     def outside(self, choices, way):
-        """(weights, gradients, optimiser) in bytes of the whole model."""
-        weights, gradients, optimizer = self.fixed_weights, 0, 0
+        """(weights, gradients, optimiser, average) in bytes of the whole model."""
+        weights, gradients, optimizer, average = self.fixed_weights, 0, 0, self.fixed_averaged * self.average_width
         for is_matrix, trained in zip((True, False), self.fixed_trained):
             gradients += trained * way.gradient_width(is_matrix)
             optimizer += trained * way.state_width(self.rule, is_matrix)
@@ -114,16 +116,26 @@ class _Problem:
             weights += own
             gradients += trained * way.gradient_width()
             optimizer += trained * way.state_width(self.rule)
-        return weights, gradients, optimizer
+            average += trained * self.average_width
+        return weights, gradients, optimizer, average
+
+    @property
+    def average_width(self):
+        """Bytes of a trained number's average."""
+        return cost.FLOAT if self.ema else 0
+
+    def width(self, way):
+        """Bytes of what a trained number of a planned layer has besides itself."""
+        return way.gradient_width() + way.state_width(self.rule) + self.average_width
 
     def fronts(self, way):
         if way not in self._fronts:
-            self._fronts[way] = [layer.front(way, self.rule) for layer in self.layers.values()]
+            self._fronts[way] = [layer.front(way, self.width(way)) for layer in self.layers.values()]
         return self._fronts[way]
 
     def layer_bytes(self, choices, way):
         """Additive bytes of all layers."""
-        return sum(self.layers[name].bytes(choice, way, self.rule) for name, choice in choices.items())
+        return sum(self.layers[name].bytes(choice, way, self.width(way)) for name, choice in choices.items())
 
     def lightest(self, way):
         return {name: layer.choice(front[0][0]) for (name, layer), front in zip(self.layers.items(), self.fronts(way))}
@@ -164,7 +176,7 @@ class _Problem:
 
 def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", batch_size=32, micro_batch="auto", recompute="auto",
          saved_bits="auto", gradient_bits="auto", state_bits="auto", layerwise="auto", optimizer="sgd", momentum=0.9,
-         clip_norm=1.0, mode="approximate", target_modules=None, ranks=None, start=None):
+         clip_norm=1.0, mode="approximate", target_modules=None, ranks=None, start=None, ema=None):
     """Chooses what each layer becomes, so that a training step of `model` takes at most `budget_bytes` and errs least.
 
     Minimises the sum over layers of err^2 (`wasi.planning.measure`), exactly, subject to predicted peak <= budget_bytes; or, with
@@ -175,7 +187,8 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     ----------
     model: a dense model; left as it was. batches: calibration batches (images, labels) or (tokens, targets), as for training;
         one or more. Texts are planned for the length that these have.
-    budget_bytes: bytes, or text such as "64MiB": weights, gradients, optimiser, images, saved activations and scratch together.
+    budget_bytes: bytes, or text such as "64MiB": weights and their average, gradients, optimiser, images, saved activations and
+        scratch together.
     target_error: relative error, above 0. With both, the plan keeps to both.
     method: "dense", "asi", "wsi", "wasi" or "qwasi" (bits 0, 4 or 8 a layer), see `wasi.models.methods`.
     batch_size: of a step.
@@ -191,6 +204,7 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     ranks: the ranks to choose among, or None for a grid of explained variances and of shares of the full rank.
     start: of the factors, "svd", "whitened" or, for qwasi, "gradient"; None: the best known, `wasi.models.methods.default_start`.
         Layers of a qwasi plan that get no residual start whitened where the others start from the gradient.
+    ema: as for training: the decay of the average of the weights, which takes their memory again; None: none is kept.
 
     Returns a `Plan`. Raises ValueError for arguments out of range, and InfeasibleError, a ValueError, that names the least bytes
     or error that can be had.
@@ -199,7 +213,7 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     budget = None if budget_bytes is None else parse_bytes(budget_bytes)
     options = {"micro_batch": micro_batch, "recompute": recompute, "saved_bits": saved_bits, "gradient_bits": gradient_bits,
                "state_bits": state_bits, "layerwise": layerwise}
-    rule = _check(budget, target_error, method, mode, batch_size, options, optimizer, momentum, clip_norm, start)
+    rule = _check(budget, target_error, method, mode, batch_size, options, optimizer, momentum, clip_norm, start, ema)
     if uses_batch_statistics(model):
         if mode == "exact" and micro_batch not in ("auto", batch_size):
             raise ValueError(f"micro_batch: expected 'auto' or {batch_size} in mode 'exact', as batch norm takes the statistics "
@@ -226,16 +240,17 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     planned = {id(model.get_module(name).weight) for name in names}
     others = [p for _, p in model.named_parameters() if id(p) not in planned]
     trained = [sum(p.data.size for p in others if p.trainable and (p.data.ndim == 2) == is_matrix) for is_matrix in (True, False)]
+    averaged = sum(p.data.size for p in others if p.changes)
     weights = sum(p.data.nbytes for p in others) + sum(module.fixed_bytes for _, module in model.named_modules())
     samples, labels = batches[0]
     problem = _Problem(model, layers, Probe(model, samples, labels, sites, rule), rule, batch_size, kept, weights, tuple(trained),
-                       IMAGES_AHEAD * batch_size * samples[0].nbytes, budget)
+                       averaged, ema, IMAGES_AHEAD * batch_size * samples[0].nbytes, budget)
     way, chosen, step = _solve(problem, ways, budget, target_error)
     return _as_plan(problem, way, chosen, step, method=method, mode=mode, start=start,
                     calibration=0 if start == "svd" else len(batches), budget_bytes=budget, target_error=target_error)
 
 
-def _check(budget, target_error, method, mode, batch_size, options, optimizer, momentum, clip_norm, start):
+def _check(budget, target_error, method, mode, batch_size, options, optimizer, momentum, clip_norm, start, ema):
     """Raises ValueError naming the argument; returns the optimiser's rule."""
     if budget is None and target_error is None:
         raise ValueError("budget_bytes, target_error: expected at least one of them")
@@ -260,6 +275,8 @@ def _check(budget, target_error, method, mode, batch_size, options, optimizer, m
         raise ValueError(f"micro_batch: expected 'auto' or 1 to batch_size {batch_size}, got {micro_batch!r}")
     if clip_norm is not None and not (isinstance(clip_norm, int | float) and clip_norm > 0):
         raise ValueError(f"clip_norm: expected a positive norm or None, got {clip_norm!r}")
+    if ema is not None and not (isinstance(ema, int | float) and 0 < ema < 1):
+        raise ValueError(f"ema: expected a decay between 0 and 1 or None, got {ema!r}")
     if options["layerwise"] is True and (clip_norm is not None or micro_batch not in ("auto", batch_size)
                                          or options["gradient_bits"] == 16):
         raise ValueError("layerwise: expected clip_norm None, whole batches and gradients in 32 bits with it, got "
@@ -463,7 +480,7 @@ def _settle(problem, way, budget):
 
 
 def _as_plan(problem, way, choices, step, **fields):
-    weights, gradients, optimizer = problem.outside(choices, way)
+    weights, gradients, optimizer, average = problem.outside(choices, way)
     whole, work = problem.probe.flops(choices, way, problem.batch_size)
     layers = []
     for name, choice in choices.items():
@@ -472,11 +489,11 @@ def _as_plan(problem, way, choices, step, **fields):
         layers.append(LayerPlan(
             name, site.out_features, site.in_features, choice.rank, choice.bits, choice.activation_ranks, choice.gelu_bits,
             problem.layer_error2(name, choice, way) ** 0.5, own, trained * way.gradient_width(),
-            trained * way.state_width(problem.rule), cost.saved_bytes(site, choice, way),
+            trained * way.state_width(problem.rule), trained * problem.average_width, cost.saved_bytes(site, choice, way),
             flops.forward, flops.backward, flops.update))
     error = (problem.error2(choices, way) / max(1, len(choices))) ** 0.5
     return Plan(
         model=model_record(problem.model), optimizer=problem.rule, batch_size=problem.batch_size, **asdict(way),
-        error=error, weight_bytes=weights, gradient_bytes=gradients, optimizer_bytes=optimizer,
-        input_bytes=problem.input_bytes, saved_bytes=step.saved, scratch_bytes=step.peak - step.saved,
+        error=error, weight_bytes=weights, gradient_bytes=gradients, optimizer_bytes=optimizer, average_bytes=average,
+        ema=problem.ema, input_bytes=problem.input_bytes, saved_bytes=step.saved, scratch_bytes=step.peak - step.saved,
         forward_flops=whole.forward, backward_flops=whole.backward, update_flops=whole.update, layers=tuple(layers), **fields)

@@ -5,7 +5,7 @@ from wasi.drawing import ink, layer_color, name_bars, new_figure, save_png, stac
 # Up to so many layers are named in a legend.
 NAMED = 12
 BYTES = {"trained_bytes": "trained weights", "frozen_bytes": "frozen weights", "gradient_bytes": "gradients",
-         "optimizer_bytes": "optimiser", "saved_bytes": "saved for backward"}
+         "optimizer_bytes": "optimiser", "average_bytes": "averaged weights", "saved_bytes": "saved for backward"}
 AGAINST = {"start": "the subspace at the start", "previous": "the record before"}
 
 

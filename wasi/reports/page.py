@@ -267,6 +267,7 @@ def _memory(run, figures):
     rows = [("weights", number(plan, "weight_bytes"), None if None in (trained, frozen) else trained + frozen),
             ("gradients", number(plan, "gradient_bytes"), number(counted, "gradient_bytes")),
             ("optimiser", number(plan, "optimizer_bytes"), number(counted, "optimizer_bytes")),
+            ("averaged weights", number(plan, "average_bytes") or None, number(counted, "average_bytes") or None),
             ("kept for backward", number(plan, "saved_bytes"), number(counted, "saved_bytes")),
             ("images", number(plan, "input_bytes"), None), ("scratch", number(plan, "scratch_bytes"), None)]
     cells = [[name, _mib(a), _mib(b), "–"] for name, a, b in rows if (a, b) != (None, None)]

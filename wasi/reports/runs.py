@@ -15,7 +15,7 @@ from wasi.training.runlog import RANK_FIELDS, STEP_FIELDS, SUBSPACE_FIELDS
 LARGEST_FILE = 2**28  # bytes: some million steps
 _FILES = ("config.json", "result.json", "epochs.json", "layers.json", "steps.csv", "ranks.csv", "subspaces.csv")
 _EPOCH_FIELDS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
-_LAYER_FIELDS = ("trained", "trained_bytes", "frozen_bytes", "gradient_bytes", "optimizer_bytes", "saved_bytes")
+_LAYER_FIELDS = ("trained", "trained_bytes", "frozen_bytes", "gradient_bytes", "optimizer_bytes", "average_bytes", "saved_bytes")
 
 
 @dataclass
@@ -123,6 +123,7 @@ def read_run(path, label):
     layers = _read_json(run, "layers.json", "bytes by layer; written after the third step, not by older versions", dict) or {}
     run.layers_step, listed = number(layers, "step"), layers.get("layers")
     for row in listed if isinstance(listed, list) else []:
+        row = {"average_bytes": 0, **row} if isinstance(row, dict) else row  # not written by older versions
         if isinstance(row, dict) and text(row, "name") is not None and all(number(row, k) is not None for k in _LAYER_FIELDS):
             shape = row.get("shape") if isinstance(row.get("shape"), list) else []
             run.layers.append({"name": row["name"], "kind": text(row, "kind") or "", "rank": number(row, "rank"),

@@ -268,6 +268,8 @@ class Checkpoint:
             mine, theirs = json.loads(json.dumps(mine)), self.state.get(key)
             if key == "config" and isinstance(theirs, dict):  # what a version before an option knew did as its default does
                 theirs = {**{k: v for k, v in json.loads(json.dumps(asdict(TrainConfig()))).items() if k in mine}, **theirs}
+            if key == "plan" and isinstance(theirs, dict):  # in the present format
+                theirs = json.loads(json.dumps(Plan.of_record(theirs).record()))
             if isinstance(mine, dict) and isinstance(theirs, dict):
                 differs += _differences(theirs, mine)
             elif mine != theirs:

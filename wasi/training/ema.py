@@ -7,7 +7,6 @@ import numpy as np
 from wasi import linalg
 from wasi.layers import FactoredLinear
 from wasi.layers.lora import LoraLinear
-from wasi.layers.module import Buffer
 from wasi.layers.published import DenseWeightLinear
 from wasi.models.weights import check_arrays
 
@@ -58,7 +57,7 @@ class WeightAverage:
         self._factors = {name: _Factors(m) for name, m in model.named_modules()
                          if isinstance(m, (FactoredLinear, LoraLinear, DenseWeightLinear)) and _is_trained(m)}
         own = {id(p) for factors in self._factors.values() for p in factors.parameters}
-        self._plain = {name: p for name, p in model.named_parameters() if _changes(p) and id(p) not in own}
+        self._plain = {name: p for name, p in model.named_parameters() if p.changes and id(p) not in own}
         self._means = {name: p.data.copy() for name, p in self._plain.items()}
         self._factor_means = {name: tuple(a.copy() for a in f.get()) for name, f in self._factors.items()}
         self.bounds = dict.fromkeys(self._factors, 0.0)  # Frobenius norm, by layer
@@ -128,7 +127,7 @@ class Snapshot:
     """A copy of a model's trained weights, to give them back."""
 
     def __init__(self, model):
-        self._data = {name: p.data.copy() for name, p in model.named_parameters() if _changes(p)}
+        self._data = {name: p.data.copy() for name, p in model.named_parameters() if p.changes}
         self._followed = {name: tuple(a.copy() for a in m.factors) for name, m in model.named_modules()
                           if isinstance(m, DenseWeightLinear)}
 
@@ -139,11 +138,6 @@ class Snapshot:
                 p.data, p.grad, p.packed = self._data[name], None, None
         for name, factors in self._followed.items():
             model.get_module(name).factors = factors
-
-
-def _changes(p):
-    """Whether training changes a parameter: a trained one, or running statistics."""
-    return p.trainable or isinstance(p, Buffer)
 
 
 def _is_trained(layer):

@@ -255,7 +255,7 @@ def _tell_of_memory(run, plan, data_rss_bytes):
         run.folder.write_json("layers.json", {"step": step, "layers": layers})
     if plan:
         grown = None if data_rss_bytes is None else peak_rss_bytes() - data_rss_bytes
-        planned = plan.peak_bytes + (run.average.nbytes if run.average else 0)
+        planned = plan.peak_bytes + (run.average.nbytes if run.average and not plan.ema else 0)
         tqdm.write(compare_with_plan(planned, run.progress.counted_peak_bytes, step, grown))
 
 
