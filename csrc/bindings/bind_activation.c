@@ -11,38 +11,19 @@ static int need_bits(int bits)
     return 0;
 }
 
-/* `out`, new or given, for an elementwise result on x (and y, which may be absent). A new reference or NULL. */
-static PyArrayObject *elementwise_out(PyObject *out_obj, const wasi_array *x, const char *x_name, const wasi_array *y,
-                                      const char *y_name)
-{
-    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, x->ndim, x->dim, "out");
-    if (out == NULL || (wasi_need_in_place(out, "out", x, x_name) && wasi_need_in_place(out, "out", y, y_name)))
-        return out;
-    Py_DECREF(out);
-    return NULL;
-}
-
-static PyObject *finish(wasi_status status, PyArrayObject *out, const char *where)
-{
-    if (status == WASI_OK)
-        return (PyObject *)out;
-    Py_DECREF(out);
-    return wasi_raise(status, where);
-}
-
 typedef wasi_status (*forward_kernel)(float *, const float *, wasi_int, int);
 
 static PyObject *forward(PyObject *args, PyObject *kwargs, const char *format, const char *where, forward_kernel kernel)
 {
     static char *names[] = {"h", "out", NULL};
     PyObject *h_obj, *out_obj = Py_None;
-    wasi_array h, none = {0};
+    wasi_array h;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &h_obj, &out_obj))
         return NULL;
     if (!wasi_need_f32(h_obj, -1, "h", &h))
         return NULL;
 
-    PyArrayObject *g = elementwise_out(out_obj, &h, "h", &none, NULL);
+    PyArrayObject *g = wasi_out_in_place(out_obj, &h, "h", NULL, NULL);
     if (g == NULL)
         return NULL;
     int n_threads = wasi_get_num_threads();
@@ -50,7 +31,7 @@ static PyObject *forward(PyObject *args, PyObject *kwargs, const char *format, c
     Py_BEGIN_ALLOW_THREADS
     status = kernel(WASI_DATA(g), h.data, h.size, n_threads);
     Py_END_ALLOW_THREADS
-    return finish(status, g, where);
+    return wasi_finish(status, g, where);
 }
 
 typedef wasi_status (*backward_kernel)(float *, const float *, const float *, wasi_int, int);
@@ -67,7 +48,7 @@ static PyObject *backward(PyObject *args, PyObject *kwargs, const char *format, 
         !wasi_need_same_shape(&dy, "dy", &h, "h"))
         return NULL;
 
-    PyArrayObject *dh = elementwise_out(out_obj, &dy, "dy", &h, "h");
+    PyArrayObject *dh = wasi_out_in_place(out_obj, &dy, "dy", &h, "h");
     if (dh == NULL)
         return NULL;
     int n_threads = wasi_get_num_threads();
@@ -75,7 +56,7 @@ static PyObject *backward(PyObject *args, PyObject *kwargs, const char *format, 
     Py_BEGIN_ALLOW_THREADS
     status = kernel(WASI_DATA(dh), dy.data, h.data, h.size, n_threads);
     Py_END_ALLOW_THREADS
-    return finish(status, dh, where);
+    return wasi_finish(status, dh, where);
 }
 
 static PyObject *gelu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -102,14 +83,14 @@ static PyObject *bias_gelu_forward(PyObject *self, PyObject *args, PyObject *kwa
 {
     static char *names[] = {"h", "b", "out", NULL};
     PyObject *h_obj, *b_obj, *out_obj = Py_None;
-    wasi_array h, b, none = {0};
+    wasi_array h, b;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:bias_gelu_forward", names, &h_obj, &b_obj, &out_obj))
         return NULL;
     if (!wasi_need_rows(h_obj, "h", &h) || !wasi_need_writable(h_obj, NPY_FLOAT32, -1, "h", &h) ||
         !wasi_need_f32(b_obj, 1, "b", &b) || !wasi_need_dim(&b, 0, h.dim[h.ndim - 1], "b", "h.shape[-1]"))
         return NULL;
 
-    PyArrayObject *g = elementwise_out(out_obj, &h, "h", &none, NULL);
+    PyArrayObject *g = wasi_out_in_place(out_obj, &h, "h", NULL, NULL);
     if (g == NULL)
         return NULL;
     int n_threads = wasi_get_num_threads();
@@ -117,7 +98,7 @@ static PyObject *bias_gelu_forward(PyObject *self, PyObject *args, PyObject *kwa
     Py_BEGIN_ALLOW_THREADS
     status = wasi_bias_gelu_forward(WASI_DATA(g), h.data, b.data, wasi_rows_of(&h), b.dim[0], n_threads);
     Py_END_ALLOW_THREADS
-    return finish(status, g, "bias_gelu_forward");
+    return wasi_finish(status, g, "bias_gelu_forward");
 }
 
 static PyObject *gelu_encode(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -125,7 +106,7 @@ static PyObject *gelu_encode(PyObject *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"h", "bits", "b", "out", NULL};
     PyObject *h_obj, *b_obj = Py_None, *out_obj = Py_None, *result = NULL;
     int bits = 4;
-    wasi_array h, b, none = {0};
+    wasi_array h, b;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|iOO:gelu_encode", names, &h_obj, &bits, &b_obj, &out_obj))
         return NULL;
     if (!wasi_need_rows(h_obj, "h", &h) || !need_bits(bits) || !wasi_maybe_array(b_obj, NPY_FLOAT32, 1, "b", &b) ||
@@ -134,7 +115,7 @@ static PyObject *gelu_encode(PyObject *self, PyObject *args, PyObject *kwargs)
 
     PyArrayObject *g = NULL, *codes = NULL;
     npy_intp n_bytes = wasi_gelu_code_bytes(h.size, bits);
-    if ((g = elementwise_out(out_obj, &h, "h", &none, NULL)) == NULL ||
+    if ((g = wasi_out_in_place(out_obj, &h, "h", NULL, NULL)) == NULL ||
         (codes = wasi_new_array(NPY_UINT8, 1, &n_bytes)) == NULL)
         goto done;
     int n_threads = wasi_get_num_threads();
@@ -155,7 +136,7 @@ static PyObject *gelu_decode_backward(PyObject *self, PyObject *args, PyObject *
     static char *names[] = {"dy", "codes", "bits", "out", NULL};
     PyObject *dy_obj, *codes_obj, *out_obj = Py_None;
     int bits;
-    wasi_array dy, codes, none = {0};
+    wasi_array dy, codes;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOi|O:gelu_decode_backward", names, &dy_obj, &codes_obj, &bits,
                                      &out_obj))
         return NULL;
@@ -164,7 +145,7 @@ static PyObject *gelu_decode_backward(PyObject *self, PyObject *args, PyObject *
         !wasi_need_dim(&codes, 0, wasi_gelu_code_bytes(dy.size, bits), "codes", "the codes of dy.size numbers"))
         return NULL;
 
-    PyArrayObject *dh = elementwise_out(out_obj, &dy, "dy", &none, NULL);
+    PyArrayObject *dh = wasi_out_in_place(out_obj, &dy, "dy", NULL, NULL);
     if (dh == NULL)
         return NULL;
     int n_threads = wasi_get_num_threads();
@@ -172,7 +153,7 @@ static PyObject *gelu_decode_backward(PyObject *self, PyObject *args, PyObject *
     Py_BEGIN_ALLOW_THREADS
     status = wasi_gelu_decode_backward(WASI_DATA(dh), dy.data, codes.data, bits, dy.size, n_threads);
     Py_END_ALLOW_THREADS
-    return finish(status, dh, "gelu_decode_backward");
+    return wasi_finish(status, dh, "gelu_decode_backward");
 }
 
 static PyObject *swiglu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -186,7 +167,7 @@ static PyObject *swiglu_forward(PyObject *self, PyObject *args, PyObject *kwargs
         !wasi_need_same_shape(&b, "b", &a, "a"))
         return NULL;
 
-    PyArrayObject *g = elementwise_out(out_obj, &a, "a", &b, "b");
+    PyArrayObject *g = wasi_out_in_place(out_obj, &a, "a", &b, "b");
     if (g == NULL)
         return NULL;
     int n_threads = wasi_get_num_threads();
@@ -194,7 +175,7 @@ static PyObject *swiglu_forward(PyObject *self, PyObject *args, PyObject *kwargs
     Py_BEGIN_ALLOW_THREADS
     status = wasi_swiglu_forward(WASI_DATA(g), a.data, b.data, a.size, n_threads);
     Py_END_ALLOW_THREADS
-    return finish(status, g, "swiglu_forward");
+    return wasi_finish(status, g, "swiglu_forward");
 }
 
 static PyObject *swiglu_backward(PyObject *self, PyObject *args, PyObject *kwargs)

@@ -2,19 +2,6 @@
 
 #include "kernels/batchnorm.h"
 
-/* weight, bias, mean or rstd: a number a channel of x. */
-static int need_channels(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
-{
-    return wasi_need_f32(object, 1, name, out) && wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]");
-}
-
-static int maybe_gradient(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
-{
-    *out = (wasi_array){0};
-    return object == Py_None || (wasi_need_writable(object, NPY_FLOAT32, 1, name, out) &&
-                                 wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]"));
-}
-
 static int need_width(const wasi_array *x)
 {
     if (x->dim[x->ndim - 1] > 0)
@@ -62,16 +49,16 @@ static PyObject *batch_norm_forward(PyObject *self, PyObject *args, PyObject *kw
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|OppO:batch_norm_forward", names, &x_obj, &mean_obj, &rstd_obj,
                                      &w_obj, &b_obj, &r_obj, &relu, &need_mask, &out_obj))
         return NULL;
-    if (!wasi_need_rows(x_obj, "x", &x) || !need_width(&x) || !need_channels(mean_obj, "mean", &x, &mean) ||
-        !need_channels(rstd_obj, "rstd", &x, &rstd) || !need_channels(w_obj, "weight", &x, &w) ||
-        !need_channels(b_obj, "bias", &x, &b) || !wasi_maybe_array(r_obj, NPY_FLOAT32, -1, "r", &r) ||
+    if (!wasi_need_rows(x_obj, "x", &x) || !need_width(&x) || !wasi_need_channels(mean_obj, "mean", &x, &mean) ||
+        !wasi_need_channels(rstd_obj, "rstd", &x, &rstd) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
+        !wasi_need_channels(b_obj, "bias", &x, &b) || !wasi_maybe_array(r_obj, NPY_FLOAT32, -1, "r", &r) ||
         (r.data && !wasi_need_same_shape(&r, "r", &x, "x")))
         return NULL;
 
     PyArrayObject *y = NULL, *mask = NULL;
     npy_intp bytes = (x.size + 7) / 8;
-    if ((y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL || !wasi_need_in_place(y, "out", &x, "x") ||
-        !wasi_need_in_place(y, "out", &r, "r") || (need_mask && (mask = wasi_new_array(NPY_UINT8, 1, &bytes)) == NULL))
+    if ((y = wasi_out_in_place(out_obj, &x, "x", &r, "r")) == NULL ||
+        (need_mask && (mask = wasi_new_array(NPY_UINT8, 1, &bytes)) == NULL))
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
@@ -98,16 +85,15 @@ static PyObject *batch_norm_backward(PyObject *self, PyObject *args, PyObject *k
                                      &rstd_obj, &w_obj, &b_obj, &dw_obj, &db_obj, &relu, &of_batch, &out_obj))
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !need_width(&x) || !wasi_need_rows(dy_obj, "dy", &dy) ||
-        !wasi_need_same_shape(&dy, "dy", &x, "x") || !need_channels(mean_obj, "mean", &x, &mean) ||
-        !need_channels(rstd_obj, "rstd", &x, &rstd) || !need_channels(w_obj, "weight", &x, &w) ||
-        !need_channels(b_obj, "bias", &x, &b) || !maybe_gradient(dw_obj, "dweight", &x, &dw) ||
-        !maybe_gradient(db_obj, "dbias", &x, &db))
+        !wasi_need_same_shape(&dy, "dy", &x, "x") || !wasi_need_channels(mean_obj, "mean", &x, &mean) ||
+        !wasi_need_channels(rstd_obj, "rstd", &x, &rstd) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
+        !wasi_need_channels(b_obj, "bias", &x, &b) || !wasi_maybe_channel_sums(dw_obj, "dweight", &x, &dw) ||
+        !wasi_maybe_channel_sums(db_obj, "dbias", &x, &db))
         return NULL;
 
     PyArrayObject *dx = NULL, *work = NULL;
     int n_threads = wasi_get_num_threads();
-    if ((dx = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
-        !wasi_need_in_place(dx, "out", &dy, "dy") || !wasi_need_in_place(dx, "out", &x, "x") ||
+    if ((dx = wasi_out_in_place(out_obj, &dy, "dy", &x, "x")) == NULL ||
         (work = wasi_new_scratch(wasi_batch_norm_work(w.dim[0], n_threads))) == NULL)
         goto done;
     wasi_status status;
@@ -131,21 +117,15 @@ static PyObject *mask_gradient(PyObject *self, PyObject *args, PyObject *kwargs)
         !wasi_need_f32(dy_obj, -1, "dy", &dy) || !wasi_need_array(mask_obj, NPY_UINT8, 1, "mask", &mask) ||
         !wasi_need_dim(&mask, 0, (dy.size + 7) / 8, "mask", "a bit for each number of dy"))
         return NULL;
-    PyArrayObject *dx = wasi_out_array(out_obj, NPY_FLOAT32, dy.ndim, dy.dim, "out");
-    if (dx == NULL || !wasi_need_in_place(dx, "out", &dy, "dy")) {
-        Py_XDECREF(dx);
+    PyArrayObject *dx = wasi_out_in_place(out_obj, &dy, "dy", NULL, NULL);
+    if (dx == NULL)
         return NULL;
-    }
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
     status = wasi_mask_gradient(WASI_DATA(dx), dy.data, mask.data, dy.size, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(dx);
-        return wasi_raise(status, "mask_gradient");
-    }
-    return (PyObject *)dx;
+    return wasi_finish(status, dx, "mask_gradient");
 }
 
 PyMethodDef wasi_batchnorm_methods[] = {

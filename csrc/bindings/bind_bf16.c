@@ -24,10 +24,7 @@ static PyObject *bf16_convert(PyObject *args, PyObject *kwargs, const char *form
     status = expand ? wasi_bf16_expand(WASI_DATA(out), x.data, x.size, n_threads)
                     : wasi_bf16_round(WASI_DATA(out), x.data, x.size, n_threads);
     Py_END_ALLOW_THREADS
-    if (status == WASI_OK)
-        return (PyObject *)out;
-    Py_DECREF(out);
-    return wasi_raise(status, where);
+    return wasi_finish(status, out, where);
 }
 
 static PyObject *bf16_round(PyObject *self, PyObject *args, PyObject *kwargs)

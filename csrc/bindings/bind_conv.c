@@ -159,11 +159,7 @@ static PyObject *conv_unfold(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_BEGIN_ALLOW_THREADS
     status = wasi_conv_unfold(WASI_DATA(p), x.data, &conv, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(p);
-        return wasi_raise(status, "conv_unfold");
-    }
-    return (PyObject *)p;
+    return wasi_finish(status, p, "conv_unfold");
 }
 
 static PyObject *conv_fold(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -191,11 +187,7 @@ static PyObject *conv_fold(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_BEGIN_ALLOW_THREADS
     status = wasi_conv_fold(WASI_DATA(dx), dp.data, &conv, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(dx);
-        return wasi_raise(status, "conv_fold");
-    }
-    return (PyObject *)dx;
+    return wasi_finish(status, dx, "conv_fold");
 }
 
 static PyObject *max_pool_forward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -248,11 +240,7 @@ static PyObject *max_pool_backward(PyObject *self, PyObject *args, PyObject *kwa
     Py_BEGIN_ALLOW_THREADS
     status = wasi_max_pool_backward(WASI_DATA(dx), dy.data, tap.data, &conv, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(dx);
-        return wasi_raise(status, "max_pool_backward");
-    }
-    return (PyObject *)dx;
+    return wasi_finish(status, dx, "max_pool_backward");
 }
 
 PyMethodDef wasi_conv_methods[] = {

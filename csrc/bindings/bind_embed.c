@@ -73,11 +73,7 @@ static PyObject *extract_patches(PyObject *self, PyObject *args, PyObject *kwarg
     status = bytes ? wasi_extract_patches_u8(WASI_DATA(patches), images.data, scale, shift, B, C, S, p, n_threads)
                    : wasi_extract_patches_f32(WASI_DATA(patches), images.data, B, C, S, p, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(patches);
-        return wasi_raise(status, "extract_patches");
-    }
-    return (PyObject *)patches;
+    return wasi_finish(status, patches, "extract_patches");
 }
 
 static PyObject *fold_patches(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -106,11 +102,7 @@ static PyObject *fold_patches(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_BEGIN_ALLOW_THREADS
     status = wasi_fold_patches(WASI_DATA(images), patches.data, dims[0], C, g * p, p, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(images);
-        return wasi_raise(status, "fold_patches");
-    }
-    return (PyObject *)images;
+    return wasi_finish(status, images, "fold_patches");
 }
 
 static PyObject *assemble_tokens(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -139,11 +131,7 @@ static PyObject *assemble_tokens(PyObject *self, PyObject *args, PyObject *kwarg
     status = wasi_assemble_tokens(WASI_DATA(tokens), rows.data, cls.data, pos.data, rows.dim[0], rows.dim[1],
                                   rows.dim[2], cls.data != NULL, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(tokens);
-        return wasi_raise(status, "assemble_tokens");
-    }
-    return (PyObject *)tokens;
+    return wasi_finish(status, tokens, "assemble_tokens");
 }
 
 static PyObject *assemble_tokens_backward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -178,11 +166,7 @@ static PyObject *assemble_tokens_backward(PyObject *self, PyObject *args, PyObje
     status = wasi_assemble_tokens_backward(WASI_DATA(drows), dcls.data, dpos.data, dtokens.data, dims[0], dims[1],
                                            dims[2], n_cls, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(drows);
-        return wasi_raise(status, "assemble_tokens_backward");
-    }
-    return (PyObject *)drows;
+    return wasi_finish(status, drows, "assemble_tokens_backward");
 }
 
 static PyObject *merge_patches(PyObject *self, PyObject *x_obj)
@@ -203,11 +187,7 @@ static PyObject *merge_patches(PyObject *self, PyObject *x_obj)
     Py_BEGIN_ALLOW_THREADS
     status = wasi_merge_patches(WASI_DATA(y), x.data, x.dim[0], x.dim[1], x.dim[2], x.dim[3], n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(y);
-        return wasi_raise(status, "merge_patches");
-    }
-    return (PyObject *)y;
+    return wasi_finish(status, y, "merge_patches");
 }
 
 static PyObject *merge_patches_backward(PyObject *self, PyObject *dy_obj)
@@ -226,11 +206,7 @@ static PyObject *merge_patches_backward(PyObject *self, PyObject *dy_obj)
     Py_BEGIN_ALLOW_THREADS
     status = wasi_merge_patches_backward(WASI_DATA(dx), dy.data, dims[0], dims[1], dims[2], dims[3], n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(dx);
-        return wasi_raise(status, "merge_patches_backward");
-    }
-    return (PyObject *)dx;
+    return wasi_finish(status, dx, "merge_patches_backward");
 }
 
 PyMethodDef wasi_embed_methods[] = {

@@ -3,19 +3,6 @@
 #include "kernels/layernorm.h"
 #include "kernels/rmsnorm.h"
 
-static int need_weight(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
-{
-    return wasi_need_f32(object, 1, name, out) && wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]");
-}
-
-/* dweight, dbias: added to, so of the weight's shape and writable; may be None. */
-static int maybe_gradient(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
-{
-    *out = (wasi_array){0};
-    return object == Py_None || (wasi_need_writable(object, NPY_FLOAT32, 1, name, out) &&
-                                 wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]"));
-}
-
 /* mean, rstd: what the forward pass saved. */
 static int need_statistic(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
 {
@@ -32,7 +19,10 @@ static int need_eps(double eps)
 {
     if (eps >= 0)
         return 1;
-    PyErr_SetString(PyExc_ValueError, "eps: expected a number that is not negative");
+    PyObject *got = PyFloat_FromDouble(eps);
+    if (got != NULL)
+        PyErr_Format(PyExc_ValueError, "eps: expected a number that is not negative, got %R", got);
+    Py_XDECREF(got);
     return 0;
 }
 
@@ -45,13 +35,12 @@ static PyObject *layer_norm_forward(PyObject *self, PyObject *args, PyObject *kw
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOd|O:layer_norm_forward", names, &x_obj, &w_obj, &b_obj, &eps,
                                      &out_obj))
         return NULL;
-    if (!wasi_need_rows(x_obj, "x", &x) || !need_weight(w_obj, "weight", &x, &w) ||
-        !need_weight(b_obj, "bias", &x, &b) || !need_eps(eps))
+    if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
+        !wasi_need_channels(b_obj, "bias", &x, &b) || !need_eps(eps))
         return NULL;
 
     PyArrayObject *y = NULL, *mean = NULL, *rstd = NULL;
-    if ((y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
-        !wasi_need_in_place(y, "out", &x, "x") || (mean = wasi_new_f32(x.ndim - 1, x.dim)) == NULL ||
+    if ((y = wasi_out_in_place(out_obj, &x, "x", NULL, NULL)) == NULL || (mean = wasi_new_f32(x.ndim - 1, x.dim)) == NULL ||
         (rstd = wasi_new_f32(x.ndim - 1, x.dim)) == NULL)
         goto done;
     int n_threads = wasi_get_num_threads();
@@ -78,15 +67,14 @@ static PyObject *add_layer_norm_forward(PyObject *self, PyObject *args, PyObject
                                      &b_obj, &eps, &sum_obj, &out_obj))
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_rows(r_obj, "r", &r) ||
-        !wasi_need_same_shape(&r, "r", &x, "x") || !need_weight(w_obj, "weight", &x, &w) ||
-        !need_weight(b_obj, "bias", &x, &b) || !need_eps(eps))
+        !wasi_need_same_shape(&r, "r", &x, "x") || !wasi_need_channels(w_obj, "weight", &x, &w) ||
+        !wasi_need_channels(b_obj, "bias", &x, &b) || !need_eps(eps))
         return NULL;
 
     PyArrayObject *s = NULL, *y = NULL, *mean = NULL, *rstd = NULL;
     if ((s = wasi_out_array(sum_obj, NPY_FLOAT32, x.ndim, x.dim, "out_sum")) == NULL ||
         !wasi_need_in_place(s, "out_sum", &x, "x") || !wasi_need_in_place(s, "out_sum", &r, "r") ||
-        (y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
-        !wasi_need_in_place(y, "out", &x, "x") || !wasi_need_in_place(y, "out", &r, "r") ||
+        (y = wasi_out_in_place(out_obj, &x, "x", &r, "r")) == NULL ||
         !wasi_need_rows((PyObject *)s, "out_sum", &sum) || !wasi_need_rows((PyObject *)y, "out", &out) ||
         !wasi_need_disjoint(&out, "out", &sum, "out_sum") || (mean = wasi_new_f32(x.ndim - 1, x.dim)) == NULL ||
         (rstd = wasi_new_f32(x.ndim - 1, x.dim)) == NULL)
@@ -115,26 +103,20 @@ static PyObject *layer_norm_apply(PyObject *self, PyObject *args, PyObject *kwar
                                      &w_obj, &b_obj, &out_obj))
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !need_statistic(mean_obj, "mean", &x, &mean) ||
-        !need_statistic(rstd_obj, "rstd", &x, &rstd) || !need_weight(w_obj, "weight", &x, &w) ||
-        !need_weight(b_obj, "bias", &x, &b))
+        !need_statistic(rstd_obj, "rstd", &x, &rstd) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
+        !wasi_need_channels(b_obj, "bias", &x, &b))
         return NULL;
 
-    PyArrayObject *y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out");
-    if (y == NULL || !wasi_need_in_place(y, "out", &x, "x")) {
-        Py_XDECREF(y);
+    PyArrayObject *y = wasi_out_in_place(out_obj, &x, "x", NULL, NULL);
+    if (y == NULL)
         return NULL;
-    }
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
     status = wasi_layer_norm_apply(WASI_DATA(y), x.data, mean.data, rstd.data, w.data, b.data, wasi_rows_of(&x),
                                    w.dim[0], n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(y);
-        return wasi_raise(status, "layer_norm_apply");
-    }
-    return (PyObject *)y;
+    return wasi_finish(status, y, "layer_norm_apply");
 }
 
 static PyObject *layer_norm_backward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -148,16 +130,15 @@ static PyObject *layer_norm_backward(PyObject *self, PyObject *args, PyObject *k
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_rows(dy_obj, "dy", &dy) ||
         !wasi_need_same_shape(&dy, "dy", &x, "x") || !need_statistic(mean_obj, "mean", &x, &mean) ||
-        !need_statistic(rstd_obj, "rstd", &x, &rstd) || !need_weight(w_obj, "weight", &x, &w) ||
-        !maybe_gradient(dw_obj, "dweight", &x, &dw) || !maybe_gradient(db_obj, "dbias", &x, &db) ||
+        !need_statistic(rstd_obj, "rstd", &x, &rstd) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
+        !wasi_maybe_channel_sums(dw_obj, "dweight", &x, &dw) || !wasi_maybe_channel_sums(db_obj, "dbias", &x, &db) ||
         !wasi_maybe_array(add_obj, NPY_FLOAT32, -1, "add_to", &add_to) ||
         (add_to.data && !wasi_need_same_shape(&add_to, "add_to", &x, "x")))
         return NULL;
 
     PyArrayObject *dx = NULL, *work = NULL;
     int n_threads = wasi_get_num_threads();
-    if ((dx = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
-        !wasi_need_in_place(dx, "out", &dy, "dy") || !wasi_need_in_place(dx, "out", &x, "x") ||
+    if ((dx = wasi_out_in_place(out_obj, &dy, "dy", &x, "x")) == NULL ||
         !wasi_need_in_place(dx, "out", &add_to, "add_to") ||
         (work = wasi_new_scratch(wasi_layer_norm_backward_work(w.dim[0], n_threads))) == NULL)
         goto done;
@@ -181,12 +162,11 @@ static PyObject *rms_norm_forward(PyObject *self, PyObject *args, PyObject *kwar
     wasi_array x, w;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOd|O:rms_norm_forward", names, &x_obj, &w_obj, &eps, &out_obj))
         return NULL;
-    if (!wasi_need_rows(x_obj, "x", &x) || !need_weight(w_obj, "weight", &x, &w) || !need_eps(eps))
+    if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_channels(w_obj, "weight", &x, &w) || !need_eps(eps))
         return NULL;
 
     PyArrayObject *y = NULL, *rstd = NULL;
-    if ((y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
-        !wasi_need_in_place(y, "out", &x, "x") || (rstd = wasi_new_f32(x.ndim - 1, x.dim)) == NULL)
+    if ((y = wasi_out_in_place(out_obj, &x, "x", NULL, NULL)) == NULL || (rstd = wasi_new_f32(x.ndim - 1, x.dim)) == NULL)
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
@@ -209,24 +189,18 @@ static PyObject *rms_norm_apply(PyObject *self, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O:rms_norm_apply", names, &x_obj, &rstd_obj, &w_obj, &out_obj))
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !need_statistic(rstd_obj, "rstd", &x, &rstd) ||
-        !need_weight(w_obj, "weight", &x, &w))
+        !wasi_need_channels(w_obj, "weight", &x, &w))
         return NULL;
 
-    PyArrayObject *y = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out");
-    if (y == NULL || !wasi_need_in_place(y, "out", &x, "x")) {
-        Py_XDECREF(y);
+    PyArrayObject *y = wasi_out_in_place(out_obj, &x, "x", NULL, NULL);
+    if (y == NULL)
         return NULL;
-    }
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
     status = wasi_rms_norm_apply(WASI_DATA(y), x.data, rstd.data, w.data, wasi_rows_of(&x), w.dim[0], n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(y);
-        return wasi_raise(status, "rms_norm_apply");
-    }
-    return (PyObject *)y;
+    return wasi_finish(status, y, "rms_norm_apply");
 }
 
 static PyObject *rms_norm_backward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -240,15 +214,14 @@ static PyObject *rms_norm_backward(PyObject *self, PyObject *args, PyObject *kwa
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_rows(dy_obj, "dy", &dy) ||
         !wasi_need_same_shape(&dy, "dy", &x, "x") || !need_statistic(rstd_obj, "rstd", &x, &rstd) ||
-        !need_weight(w_obj, "weight", &x, &w) || !maybe_gradient(dw_obj, "dweight", &x, &dw) ||
+        !wasi_need_channels(w_obj, "weight", &x, &w) || !wasi_maybe_channel_sums(dw_obj, "dweight", &x, &dw) ||
         !wasi_maybe_array(add_obj, NPY_FLOAT32, -1, "add_to", &add_to) ||
         (add_to.data && !wasi_need_same_shape(&add_to, "add_to", &x, "x")))
         return NULL;
 
     PyArrayObject *dx = NULL, *work = NULL;
     int n_threads = wasi_get_num_threads();
-    if ((dx = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out")) == NULL ||
-        !wasi_need_in_place(dx, "out", &dy, "dy") || !wasi_need_in_place(dx, "out", &x, "x") ||
+    if ((dx = wasi_out_in_place(out_obj, &dy, "dy", &x, "x")) == NULL ||
         !wasi_need_in_place(dx, "out", &add_to, "add_to") ||
         (work = wasi_new_scratch(wasi_rms_norm_backward_work(w.dim[0], n_threads))) == NULL)
         goto done;

@@ -148,21 +148,15 @@ static PyObject *add(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!wasi_need_f32(x_obj, -1, "x", &x) || !wasi_need_f32(y_obj, -1, "y", &y) ||
         !wasi_need_same_shape(&y, "y", &x, "x"))
         return NULL;
-    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, x.ndim, x.dim, "out");
-    if (out == NULL || !wasi_need_in_place(out, "out", &x, "x") || !wasi_need_in_place(out, "out", &y, "y")) {
-        Py_XDECREF(out);
+    PyArrayObject *out = wasi_out_in_place(out_obj, &x, "x", &y, "y");
+    if (out == NULL)
         return NULL;
-    }
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
     status = wasi_add(WASI_DATA(out), x.data, y.data, x.size, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(out);
-        return wasi_raise(status, "add");
-    }
-    return (PyObject *)out;
+    return wasi_finish(status, out, "add");
 }
 
 PyMethodDef wasi_optim_methods[] = {

@@ -101,11 +101,7 @@ static PyObject *dequantize(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_BEGIN_ALLOW_THREADS
     status = wasi_dequantize(WASI_DATA(W), &Q, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(W);
-        return wasi_raise(status, "dequantize");
-    }
-    return (PyObject *)W;
+    return wasi_finish(status, W, "dequantize");
 }
 
 /* Both directions: the rows of `in` have `width` numbers, those of the result `out_width`. */
@@ -146,11 +142,7 @@ static PyObject *product(int forward, PyObject *in_obj, const char *in_name, con
         status = wasi_qgemm_backward(WASI_DATA(result), in.data, Q, add, exact, M, WASI_DATA(work), n_threads);
     Py_END_ALLOW_THREADS
     Py_DECREF(work);
-    if (status != WASI_OK) {
-        Py_DECREF(result);
-        return wasi_raise(status, forward ? "quant_forward" : "quant_backward");
-    }
-    return (PyObject *)result;
+    return wasi_finish(status, result, forward ? "quant_forward" : "quant_backward");
 }
 
 static PyObject *quant_forward(PyObject *self, PyObject *args, PyObject *kwargs)

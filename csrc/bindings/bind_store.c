@@ -47,10 +47,7 @@ static PyObject *restore_rows(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_BEGIN_ALLOW_THREADS
     status = wasi_restore_rows(WASI_DATA(x), codes.data, scale.data, offset.data, M, codes.dim[codes.ndim - 1], n_threads);
     Py_END_ALLOW_THREADS
-    if (status == WASI_OK)
-        return (PyObject *)x;
-    Py_DECREF(x);
-    return wasi_raise(status, "restore_rows");
+    return wasi_finish(status, x, "restore_rows");
 }
 
 PyMethodDef wasi_store_methods[] = {

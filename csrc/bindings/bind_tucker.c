@@ -63,11 +63,7 @@ static PyObject *mode_dot(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_BEGIN_ALLOW_THREADS
     status = WASI_CALL(typenum, mode_dot, WASI_DATA(out), A.data, M.data, trans, A.ndim, dim, mode, J, n_threads);
     Py_END_ALLOW_THREADS
-    if (status != WASI_OK) {
-        Py_DECREF(out);
-        return wasi_raise(status, "mode_dot");
-    }
-    return (PyObject *)out;
+    return wasi_finish(status, out, "mode_dot");
 }
 
 static PyObject *mode_svd(PyObject *self, PyObject *args, PyObject *kwargs)

@@ -180,6 +180,18 @@ void wasi_like_rows(const wasi_array *x, npy_intp last, npy_intp *dims)
     dims[x->ndim - 1] = last;
 }
 
+int wasi_need_channels(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
+{
+    return wasi_need_f32(object, 1, name, out) && wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]");
+}
+
+int wasi_maybe_channel_sums(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
+{
+    *out = (wasi_array){0};
+    return object == Py_None || (wasi_need_writable(object, NPY_FLOAT32, 1, name, out) &&
+                                 wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]"));
+}
+
 PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims)
 {
     return (PyArrayObject *)PyArray_SimpleNew(ndim, dims, typenum);
@@ -211,6 +223,16 @@ PyArrayObject *wasi_out_array(PyObject *out, int typenum, int ndim, const npy_in
     return (PyArrayObject *)out;
 }
 
+PyArrayObject *wasi_out_in_place(PyObject *out_obj, const wasi_array *x, const char *x_name, const wasi_array *y,
+                                 const char *y_name)
+{
+    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, x->ndim, x->dim, "out");
+    if (out == NULL || (wasi_need_in_place(out, "out", x, x_name) && (y == NULL || wasi_need_in_place(out, "out", y, y_name))))
+        return out;
+    Py_DECREF(out);
+    return NULL;
+}
+
 PyObject *wasi_raise(wasi_status status, const char *where)
 {
     PyObject *exception = PyExc_RuntimeError;
@@ -226,4 +248,12 @@ PyObject *wasi_raise(wasi_status status, const char *where)
     }
     PyErr_Format(exception, "%s: %s", where, wasi_status_text(status));
     return NULL;
+}
+
+PyObject *wasi_finish(wasi_status status, PyArrayObject *result, const char *where)
+{
+    if (status == WASI_OK)
+        return (PyObject *)result;
+    Py_DECREF(result);
+    return wasi_raise(status, where);
 }

@@ -56,6 +56,10 @@ int wasi_need_rows(PyObject *object, const char *name, wasi_array *out);
 npy_intp wasi_rows_of(const wasi_array *x); /* the product of every dimension but the last */
 int wasi_need_same_rows(const wasi_array *x, npy_intp M, const char *name);
 void wasi_like_rows(const wasi_array *x, npy_intp last, npy_intp *dims); /* x's leading dimensions, then `last` */
+/* A number a channel: a float32 array of the length of x's last dimension. */
+int wasi_need_channels(PyObject *object, const char *name, const wasi_array *x, wasi_array *out);
+/* The same for one that is added to, and may be None. */
+int wasi_maybe_channel_sums(PyObject *object, const char *name, const wasi_array *x, wasi_array *out);
 
 /* A new uninitialised array (of the current NumPy memory handler, so an active wasi.Arena serves it). */
 PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims);
@@ -64,9 +68,14 @@ PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims);
 PyArrayObject *wasi_new_scratch(size_t bytes);
 /* `out` if it is given and fits (dtype, shape, writable), else a new array. A new reference or NULL. */
 PyArrayObject *wasi_out_array(PyObject *out, int typenum, int ndim, const npy_intp *dims, const char *name);
+/* The same, called "out", for a float32 result of x's shape that elementwise kernels make of x and y (which may be NULL). */
+PyArrayObject *wasi_out_in_place(PyObject *out, const wasi_array *x, const char *x_name, const wasi_array *y,
+                                 const char *y_name);
 
 /* Sets the exception for a status; `where` names the operation. Returns NULL for convenience. */
 PyObject *wasi_raise(wasi_status status, const char *where);
+/* Gives `result` away where the status is WASI_OK, else drops it and sets the exception. */
+PyObject *wasi_finish(wasi_status status, PyArrayObject *result, const char *where);
 
 #define WASI_DATA(array) PyArray_DATA(array)
 

@@ -1,13 +1,10 @@
 #include "kernels/layernorm.h"
 
-#include <string.h>
-
 #include "common/parallel.h"
-#include "common/scratch.h"
 #include "kernels/layernorm_simd.h"
+#include "kernels/part_sums.h"
 
-/* Rows are independent but for dw and db: each part sums its own rows into its own piece of scratch, and the pieces
- * are added in order. So dw and db depend on the number of threads, and on nothing else. */
+/* Rows are independent but for dw and db, which are sums over all (kernels/part_sums.h). */
 
 typedef struct {
     float *s, *y, *mean, *rstd;
@@ -72,40 +69,25 @@ static wasi_status backward_part(void *ctx, wasi_int begin, wasi_int end, int pa
     return WASI_OK;
 }
 
-/* Zeroed pieces for the parts' sums. */
-static float *take_parts(wasi_scratch *scratch, wasi_int C, int n_threads)
-{
-    size_t bytes = (size_t)n_threads * C * sizeof(float);
-    float *parts = wasi_take(scratch, bytes);
-    return parts ? memset(parts, 0, bytes) : NULL;
-}
-
-static void add_parts(float *total, const float *parts, wasi_int C, int n_threads)
-{
-    for (int part = 0; part < n_threads; part++)
-        for (wasi_int c = 0; c < C; c++)
-            total[c] += parts[part * C + c];
-}
-
 wasi_status wasi_layer_norm_backward(float *dx, float *dw, float *db, const float *dy, const float *x,
                                      const float *mean, const float *rstd, const float *w, const float *add_to,
                                      wasi_int M, wasi_int C, void *work, int n_threads)
 {
     wasi_scratch scratch = wasi_scratch_on(work);
-    float *dw_parts = take_parts(&scratch, C, n_threads), *db_parts = take_parts(&scratch, C, n_threads);
+    float *dw_parts = wasi_take_parts(&scratch, C, n_threads), *db_parts = wasi_take_parts(&scratch, C, n_threads);
     backward_job job = {dx, dw ? dw_parts : NULL, db ? db_parts : NULL, dy, x, mean, rstd, w, add_to, C};
     WASI_TRY(wasi_parallel(n_threads, M, wasi_grain(C), backward_part, &job));
     if (dw)
-        add_parts(dw, dw_parts, C, n_threads);
+        wasi_add_parts(dw, dw_parts, C, n_threads);
     if (db)
-        add_parts(db, db_parts, C, n_threads);
+        wasi_add_parts(db, db_parts, C, n_threads);
     return WASI_OK;
 }
 
 size_t wasi_layer_norm_backward_work(wasi_int C, int n_threads)
 {
     wasi_scratch scratch = wasi_scratch_count();
-    take_parts(&scratch, C, n_threads);
-    take_parts(&scratch, C, n_threads);
+    wasi_take_parts(&scratch, C, n_threads);
+    wasi_take_parts(&scratch, C, n_threads);
     return scratch.used;
 }

@@ -1,13 +1,10 @@
 #include "kernels/rmsnorm.h"
 
-#include <string.h>
-
 #include "common/parallel.h"
-#include "common/scratch.h"
+#include "kernels/part_sums.h"
 #include "kernels/rmsnorm_simd.h"
 
-/* Rows are independent but for dw: each part sums its own rows into its own piece of scratch, and the pieces are added
- * in order. So dw depends on the number of threads, and on nothing else. */
+/* Rows are independent but for dw, a sum over all (kernels/part_sums.h). */
 
 typedef struct {
     float *y, *rstd;
@@ -73,20 +70,17 @@ wasi_status wasi_rms_norm_backward(float *dx, float *dw, const float *dy, const 
                                    int n_threads)
 {
     wasi_scratch scratch = wasi_scratch_on(work);
-    size_t bytes = (size_t)n_threads * C * sizeof(float);
-    float *parts = memset(wasi_take(&scratch, bytes), 0, bytes);
+    float *parts = wasi_take_parts(&scratch, C, n_threads);
     backward_job job = {dx, dw ? parts : NULL, dy, x, rstd, w, add_to, C};
     WASI_TRY(wasi_parallel(n_threads, M, wasi_grain(C), backward_part, &job));
     if (dw)
-        for (int part = 0; part < n_threads; part++)
-            for (wasi_int c = 0; c < C; c++)
-                dw[c] += parts[part * C + c];
+        wasi_add_parts(dw, parts, C, n_threads);
     return WASI_OK;
 }
 
 size_t wasi_rms_norm_backward_work(wasi_int C, int n_threads)
 {
     wasi_scratch scratch = wasi_scratch_count();
-    wasi_take(&scratch, (size_t)n_threads * C * sizeof(float));
+    wasi_take_parts(&scratch, C, n_threads);
     return scratch.used;
 }
