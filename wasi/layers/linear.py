@@ -32,6 +32,16 @@ class LinearBase(Module):
             return self.compression.compress(x)
         return x if keep_input else None
 
+    @property
+    def _b(self):
+        """The bias (O,), or None."""
+        return self.bias.data if self.bias else None
+
+    @property
+    def _db(self):
+        """What backward adds the bias's gradient to, or None."""
+        return self.bias.grad_buffer() if self.bias else None
+
     def adopt(self, old):
         """The window stays where it is when layers change."""
         self.window = getattr(old, "window", self.window)
@@ -54,25 +64,6 @@ class LinearBase(Module):
         if self.compression is None:
             return 2 * self._rows(shape) * self.in_features * G
         return self.compression.flops(shape) + self.compression.gradient_flops(shape, G, self.window)
-
-    def _thin_gradient_flops(self, shape, K, prepared):
-        """Keeping the input x in its form; dR = gl' x and dL = dy' (x R') of rank K. prepared: x R' is computed again."""
-        I, M = self.in_features, self._rows(shape)
-        total = self._input_gradient_flops(shape, K)
-        if self.compression is None:
-            return total + 2 * M * K * self.out_features + (2 * M * K * I if prepared else 0)
-        return total + self.compression.projected_gradient_flops(shape, K, self.out_features, self.window)
-
-    def _thin_backward(self, dy, x, z, L, R, dL, dR, db, need_dx):
-        """dx of y = (x R') L' + b, or None, for an input x, plain or Compressed; adds to dL, dR and db. z: x R', or None."""
-        if isinstance(x, Compressed):
-            dx, gl = ops.factored_linear_backward(dy, None, None, L, R, None, None, db, need_dx, window=self.window,
-                                                  size=self._size(x))
-            add_weight_gradient(dR, gl, x, self.window)
-            add_weight_gradient(dL, dy, project(x, R, self.window))
-            return dx
-        z = ops.linear(x, R, window=self.window) if z is None else z
-        return ops.factored_linear_backward(dy, x, z, L, R, dL, dR, db, need_dx, window=self.window)[0]
 
     @property
     def needs_input(self):
@@ -102,7 +93,7 @@ class Linear(LinearBase):
         """x (..., I) -> y (..., O)."""
         if train:
             self._saved = (self._keep(x, keep_input),)
-        return ops.linear(x, self.weight.data, self.bias.data if self.bias else None, window=self.window)
+        return ops.linear(x, self.weight.data, self._b, window=self.window)
 
     def prepare(self):
         """Readies backward as forward(train=True, keep_input=False) does, without computing anything."""
@@ -111,15 +102,17 @@ class Linear(LinearBase):
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the parameters' gradients. x: the input again if it was not kept."""
         (kept,) = self._take_saved()
-        dW, db = self.weight.grad_buffer(), self.bias.grad_buffer() if self.bias else None
-        x = x if kept is None else kept
-        size = self._size(x)
+        return self._backward(dy, x if kept is None else kept, need_dx)
+
+    def _backward(self, dy, x, need_dx):
+        """The same for an input x, plain or Compressed."""
+        dW, size = self.weight.grad_buffer(), self._size(x)
         if isinstance(x, Compressed):
             if dW is not None:
                 add_weight_gradient(dW, dy, x, self.window)
             dW = None
         x = None if dW is None else x
-        return ops.linear_backward(dy, x, self.weight.data, dW, db, need_dx, window=self.window, size=size)
+        return ops.linear_backward(dy, x, self.weight.data, dW, self._db, need_dx, window=self.window, size=size)
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):
         """The Flops of one training step on an input of that shape (..., I).
@@ -132,7 +125,39 @@ class Linear(LinearBase):
         return Flops(product, (product if dx else 0) + dW)
 
 
-class FactoredLinear(LinearBase):
+class ThinLinear(LinearBase):
+    """What layers share that multiply by two thin factors: z = x R' (..., K) is kept for backward, unless x is compressed."""
+
+    def _keep_both(self, x, z, keep_input):
+        kept = self._keep(x, keep_input)
+        self._saved = (kept, None if isinstance(kept, Compressed) else z)
+
+    def prepare(self):
+        """Readies backward as forward(train=True, keep_input=False) does, without computing anything."""
+        self._saved = (None, None)
+
+    def _thin_gradient_flops(self, shape, K, prepared):
+        """Keeping the input x in its form; dR = gl' x and dL = dy' (x R') of rank K. prepared: x R' is computed again."""
+        I, M = self.in_features, self._rows(shape)
+        total = self._input_gradient_flops(shape, K)
+        if self.compression is None:
+            return total + 2 * M * K * self.out_features + (2 * M * K * I if prepared else 0)
+        return total + self.compression.projected_gradient_flops(shape, K, self.out_features, self.window)
+
+    def _thin_backward(self, dy, x, z, L, R, dL, dR, need_dx):
+        """dx of y = (x R') L' + b, or None, for an input x, plain or Compressed; adds to dL, dR and db. z: x R', or None."""
+        db = self._db
+        if isinstance(x, Compressed):
+            dx, gl = ops.factored_linear_backward(dy, None, None, L, R, None, None, db, need_dx, window=self.window,
+                                                  size=self._size(x))
+            add_weight_gradient(dR, gl, x, self.window)
+            add_weight_gradient(dL, dy, project(x, R, self.window))
+            return dx
+        z = ops.linear(x, R, window=self.window) if z is None else z
+        return ops.factored_linear_backward(dy, x, z, L, R, dL, dR, db, need_dx, window=self.window)[0]
+
+
+class FactoredLinear(ThinLinear):
     """Linear layer with a trained rank-K weight L R that is never multiplied out, over a frozen residual if there is one.
 
     W = L R + Q. L: (O, K) with orthonormal columns, R: (K, I), bias: (O,) or None; float32. Trained by the WSI step
@@ -176,25 +201,19 @@ class FactoredLinear(LinearBase):
         return self.residual
 
     def forward(self, x, train=False, keep_input=True):
-        """x (..., I) -> y (..., O); keeps z = x R' (..., K) as well, unless x is compressed."""
-        y, z = ops.factored_linear(x, self.L.data, self.R.data, self.bias.data if self.bias else None, window=self.window)
+        """x (..., I) -> y (..., O)."""
+        y, z = ops.factored_linear(x, self.L.data, self.R.data, self._b, window=self.window)
         if self.residual is not None:
             ops.quant_linear(x, self.residual, out=y, add=True, exact=self.exact, window=self.window)
         if train:
-            kept = self._keep(x, keep_input)
-            self._saved = (kept, None if isinstance(kept, Compressed) else z)
+            self._keep_both(x, z, keep_input)
         return y
-
-    def prepare(self):
-        """Readies backward as forward(train=True, keep_input=False) does, without computing anything."""
-        self._saved = (None, None)
 
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the gradients of L, R and bias. x: the input again if it was not kept."""
         kept, z = self._take_saved()
         x = x if kept is None else kept
-        db = self.bias.grad_buffer() if self.bias else None
-        dx = self._thin_backward(dy, x, z, self.L.data, self.R.data, self.L.grad_buffer(), self.R.grad_buffer(), db, need_dx)
+        dx = self._thin_backward(dy, x, z, self.L.data, self.R.data, self.L.grad_buffer(), self.R.grad_buffer(), need_dx)
         if need_dx and self.residual is not None:
             ops.quant_linear_backward(dy, self.residual, out=dx, add=True, exact=self.exact, window=self.window,
                                       size=self._size(x))

@@ -3,13 +3,12 @@
 import numpy as np
 
 from wasi import ops
-from wasi.layers.compression import Compressed
 from wasi.layers.flops import Flops
-from wasi.layers.linear import LinearBase
+from wasi.layers.linear import ThinLinear
 from wasi.layers.module import Module, Parameter
 
 
-class LoraLinear(LinearBase):
+class LoraLinear(ThinLinear):
     """y = x W' + scale (x A') B' + b with W frozen; A: (r, I) and B: (O, r) are trained by the plain optimiser.
 
     weight: (O, I) float32, or an `ops.QuantizedMatrix` (QLoRA's recipe). A starts uniform as PyTorch's linears do, B at zero, so
@@ -51,27 +50,22 @@ class LoraLinear(LinearBase):
 
     def forward(self, x, train=False, keep_input=True):
         """x (..., I) -> y (..., O)."""
-        y, z = ops.factored_linear(x, self._scaled_B(), self.A.data, self.bias.data if self.bias else None, window=self.window)
+        y, z = ops.factored_linear(x, self._scaled_B(), self.A.data, self._b, window=self.window)
         if self.base is not None:
             ops.quant_linear(x, self.base, out=y, add=True, window=self.window)
         else:
             ops.add(y, ops.linear(x, self.weight.data, window=self.window), out=y)
         if train:
-            kept = self._keep(x, keep_input)
-            self._saved = (kept, None if isinstance(kept, Compressed) else z)
+            self._keep_both(x, z, keep_input)
         return y
-
-    def prepare(self):
-        """Readies backward as forward(train=True, keep_input=False) does, without computing anything."""
-        self._saved = (None, None)
 
     def backward(self, dy, x=None, need_dx=True):
         """dy (..., O) -> dx (..., I); adds to the gradients of A, B and bias. x: the input again if it was not kept."""
         kept, z = self._take_saved()
         x = x if kept is None else kept
-        B, db = self._scaled_B(), self.bias.grad_buffer() if self.bias else None
+        B = self._scaled_B()
         dB = np.zeros_like(B)
-        dx = self._thin_backward(dy, x, z, B, self.A.data, dB, self.A.grad_buffer(), db, need_dx)
+        dx = self._thin_backward(dy, x, z, B, self.A.data, dB, self.A.grad_buffer(), need_dx)
         grad = self.B.grad_buffer()
         grad += np.float32(self.scale) * dB
         if not need_dx:

@@ -3,7 +3,6 @@
 import numpy as np
 
 from wasi import linalg, ops
-from wasi.layers.compression import Compressed, add_weight_gradient
 from wasi.layers.flops import Flops, orth_flops, svd_flops
 from wasi.layers.linear import Linear
 
@@ -56,23 +55,15 @@ class DenseWeightLinear(Linear):
         """x (..., I) -> y (..., O)."""
         if train:
             self._saved = (self._keep(x, keep_input),)
-        y, _ = ops.factored_linear(x, self._L, self._R, self.bias.data if self.bias else None, window=self.window)
+        y, _ = ops.factored_linear(x, self._L, self._R, self._b, window=self.window)
         return y
 
-    def backward(self, dy, x=None, need_dx=True):
-        """dy (..., O) -> dx (..., I) through L R; adds the dense dW = dy' x."""
-        (kept,) = self._take_saved()
-        dW, db = self.weight.grad_buffer(), self.bias.grad_buffer() if self.bias else None
-        x = x if kept is None else kept
-        size = self._size(x)
-        if isinstance(x, Compressed):
-            add_weight_gradient(dW, dy, x, self.window)
-            x = dW = None
-        ops.linear_backward(dy, x, self.weight.data, dW, db, need_dx=False, window=self.window, size=size)
+    def _backward(self, dy, x, need_dx):
+        """dx is through L R; dW = dy' x is that of the dense weight."""
+        super()._backward(dy, x, need_dx=False)
         if not need_dx:
             return None
-        dx, _ = ops.factored_linear_backward(dy, None, None, self._L, self._R, window=self.window, size=size)
-        return dx
+        return ops.factored_linear_backward(dy, None, None, self._L, self._R, window=self.window, size=self._size(x))[0]
 
     def flops(self, shape, rule="sgd", dx=True, prepared=False):
         """As `Linear.flops`, without what keeps L R near W."""
