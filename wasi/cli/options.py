@@ -86,7 +86,8 @@ def open_data(args):
 def describe_data(args, train_set, val_set):
     """A line for people."""
     classes = f"{len(train_set.classes)} classes, " if train_set.classes else ""
-    return f"{args.data or 'sign-language digits'}: {classes}{len(train_set):,} samples to train on, {len(val_set):,} to validate on"
+    counts = f"{len(train_set):,} samples to train on, {len(val_set):,} to validate on"
+    return f"{args.data or 'sign-language digits'}: {classes}{counts}"
 
 
 def tell_problems(dataset, first=0):
