@@ -302,6 +302,15 @@ def test_early_stopping_leaves_the_best(tmp_path, monkeypatch, saved, method, em
     assert all(np.array_equal(p.data, models[1][name].data) for name, p in model.named_parameters())
 
 
+def test_a_best_epoch_whose_weights_are_gone_is_not_claimed(tmp_path, monkeypatch):
+    config, folder = TrainConfig(epochs=3, early_stopping=EarlyStopping(5)), RunFolder(tmp_path / "run")
+    made_up(monkeypatch, [0.9, 0.5, 0.6, 0.6])
+    assert train(small_model(), Batches(2), Batches(1), config, folder, progress=False).val_accuracy == 0.9
+    result = train(small_model(), Batches(2), Batches(1), config, progress=False,
+                   resume=Checkpoint(checkpoint_path(folder.path, 4)))
+    assert result.best["epoch"] == 1 and result.val_accuracy == 0.6
+
+
 def test_averaged_weights_are_evaluated_and_left(tmp_path):
     config = TrainConfig(epochs=3, lr=0.05, ema=0.8, checkpoint_every=1, keep=20)
     folder, model = RunFolder(tmp_path / "run"), apply_method(small_model(), "wsi", MethodOptions(rank=8), verbose=False)

@@ -23,7 +23,6 @@ class ActivationPolicy:
     recompute: bool = False  # keep a block's input alone and run its forward again in backward: exact, one forward more
     gelu_bits: int | None = None  # 2 or 4: keep so many bits of GELU's derivative instead of its input (None: exact). Saves
     #                               memory where fc2's input is compressed; otherwise that is kept, and nothing is saved
-
     saved_bits: int | None = None  # 16 or 8: keep what blocks keep as bfloat16, or in 8 bits between each token's least and
     #                                largest value, and expand it in backward (None: float32, exact)
 

@@ -161,7 +161,7 @@ def curvatures(model, names, batches):
     not finite.
     """
     layers = {name: _Calibrated(model.get_module(name)) for name in names}
-    with _all_frozen(model), model.replaced(layers), Arena():
+    with all_frozen(model), model.replaced(layers), Arena():
         for images, labels in batches:
             loss, dlogits, _ = model.loss(model.forward(images, train=True), labels)
             if not np.isfinite(loss):
@@ -173,7 +173,7 @@ def curvatures(model, names, batches):
 
 
 @contextlib.contextmanager
-def _all_frozen(model):
+def all_frozen(model):
     """A context within which none of the model's parameters is trainable."""
     trainable = [(p, p.trainable) for _, p in model.named_parameters()]
     try:
@@ -193,7 +193,7 @@ def weight_gradients(model, names, batches):
     """
     weights = {name: model.get_module(name).weight for name in names}
     try:
-        with _all_frozen(model), Arena():  # whose pages go back to the system
+        with all_frozen(model), Arena():  # whose pages go back to the system
             for p in weights.values():
                 p.trainable = True
                 p.grad_buffer()

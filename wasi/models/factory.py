@@ -58,7 +58,7 @@ def load_model(path):
     """
     file, header = open_model(path)
     try:
-        model = empty_model(file, header)
+        model = empty_model(header)
         restore_model(model, file, header)
         return model, header["extra"]
     except WeightsError:
@@ -143,7 +143,7 @@ def _shape_in(file, names, name):
     return None
 
 
-def empty_model(file, header):
+def empty_model(header):
     """A dense model of the configuration in the header, its weights blank, for `restore_model` to fill."""
     config = _config(header)
     if isinstance(config, LlamaConfig):

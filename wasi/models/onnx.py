@@ -138,7 +138,7 @@ class _Graph:
         return self.reshape(self.transpose(o, 0, 2, 1, 3), -1, N, C)
 
     def images(self, config):
-        """The input, and its patches (B, C, g, g)."""
+        """The name of the input, normalised images (B, 3, S, S)."""
         self.inputs = (("images", np.float32, ("batch", 3, config.img_size, config.img_size)),)
         return "images"
 

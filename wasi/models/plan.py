@@ -7,7 +7,6 @@ plan's numbers that the model itself does not bound.
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from wasi.drawing import name_bars, new_figure, save_png, series_style, stacked_
 from wasi.layers import ActivationCompression, ActivationPolicy
 from wasi.linalg.wsi import RULES
 from wasi.models.factorize import factorize, find_targets
+from wasi.models.weights import atomic_file
 from wasi.names import MODES, PLANNED, PLANNED_STARTS
 
 FORMAT_VERSION = 3  # 1: nothing in 16 or 8 bits, no update layer by layer; 2: no average of the weights
@@ -118,13 +118,8 @@ class Plan:
 
     def save(self, path):
         """Writes the plan as JSON; the file appears whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(self.record(), indent=1) + "\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(path) as file:
+            file.write((json.dumps(self.record(), indent=1) + "\n").encode())
 
     @staticmethod
     def load(path):

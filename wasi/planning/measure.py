@@ -24,7 +24,7 @@ import numpy as np
 from wasi import linalg, ops
 from wasi.layers import ActivationPolicy, Linear
 from wasi.layers.compression import Compressed, add_weight_gradient
-from wasi.models.factorize import Gram, gradient_scale, input_rows, weight_gradients
+from wasi.models.factorize import Gram, all_frozen, gradient_scale, input_rows, weight_gradients
 
 SAMPLE_ROWS = 512  # rows of inputs and gradients that are kept of each layer
 RESIDUAL_ROWS = 128  # rows of these that quantisation errors are measured on
@@ -179,22 +179,15 @@ def measure_errors(model, names, batches, ranks, starts, compressed=()):
     layers whose compressed inputs are tried.
     Raises ArithmeticError where the loss or a gradient is not finite.
     """
-    parameters = [(p, p.trainable) for _, p in model.named_parameters()]
     recorders = {name: _Recorder(model.get_module(name), -(-SAMPLE_ROWS // len(batches)), "whitened" in starts.values(),
                                  "gradient" in starts.values(), name in compressed)
                  for name in names}
-    try:
-        for p, _ in parameters:
-            p.trainable = False
-        with model.replaced(recorders), _policy(model, ActivationPolicy()):
-            for images, labels in batches:
-                loss, dlogits, _ = model.loss(model.forward(images, train=True), labels)
-                if not np.isfinite(loss):
-                    raise ArithmeticError("batches: the loss on the calibration batches is not finite")
-                model.backward(dlogits)
-    finally:
-        for p, trainable in parameters:
-            p.trainable = trainable
+    with all_frozen(model), model.replaced(recorders), _policy(model, ActivationPolicy()):
+        for images, labels in batches:
+            loss, dlogits, _ = model.loss(model.forward(images, train=True), labels)
+            if not np.isfinite(loss):
+                raise ArithmeticError("batches: the loss on the calibration batches is not finite")
+            model.backward(dlogits)
     found = {}
     for name in names:
         r = recorders.pop(name)

@@ -206,7 +206,7 @@ class Checkpoint:
     def empty_model(self):
         """A model of the right configuration for `restore_model` to fill."""
         try:
-            return empty_model(self._file, self._header)
+            return empty_model(self._header)
         except _MALFORMED as error:
             raise self._error(error) from error
 

@@ -298,14 +298,11 @@ def _result(run, start_rss_bytes, plan, interrupted):
     """Leaves the model with the weights that are wanted and returns the TrainResult."""
     now, model = run.progress, run.model
     counted = {**count_bytes(model, run.optimizer, run.average), "saved_bytes": now.saved_bytes}
-    restored = run.restores_best and not interrupted and now.best["epoch"] < now.epoch - 1
-    if restored and run.saves:
-        _restore_best(run)
-    elif restored and run.best_weights is not None:
-        run.best_weights.restore(model)
+    left = now.records[-1] if now.records else {}
+    if run.restores_best and not interrupted and now.best["epoch"] < now.epoch - 1 and _restore_best(run):
+        left = now.records[now.best["epoch"] - 1]
     elif run.average:
         run.average.swap()
-    left = now.records[now.best["epoch"] - 1 if restored else -1] if now.records else {}
     seconds, peak_rss = sorted(run.step_seconds), run.peak_rss_bytes
     return TrainResult(
         epochs=now.records,
@@ -328,13 +325,20 @@ def _result(run, start_rss_bytes, plan, interrupted):
 
 
 def _restore_best(run):
-    """Gives the model the weights of its best epoch, from the checkpoint."""
-    best = Checkpoint(checkpoint_path(run.folder.path, run.progress.best["step"]))
+    """Gives the model the weights of its best epoch; returns whether they are there: a run that goes on may have lost them."""
+    if run.best_weights is not None:
+        run.best_weights.restore(run.model)
+        return True
+    path = run.folder and checkpoint_path(run.folder.path, run.progress.best["step"])
+    if path is None or not path.is_file():
+        return False
+    best = Checkpoint(path)
     best.restore_model(run.model)
     if run.average:
         average = WeightAverage(run.model, run.config.ema)
         best.restore("ema", average)
         average.swap()
+    return True
 
 
 # --- what a run begins with and goes on from --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the process really uses: resident memory as the operating system counts it."""
+"""What the process really uses: resident memory as the operating system counts it, and arrays, by kind and by layer."""
 
 import ctypes
 from pathlib import Path
