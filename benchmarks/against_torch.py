@@ -8,7 +8,8 @@ singular vectors and singular values proportional to (i + 1)^-0.5; "wsi" and "wa
 over a 4-bit residual; "wasi" compresses the inputs of linears besides, to half of each mode and 64 channels. "exact" rows walk
 the batch in micro-batches and run blocks again in backward: the same gradient, less memory. "least" rows walk it in smaller ones,
 keep what blocks keep in 8 bits and sum gradients in bfloat16 (kept.py has the error). ", bf16" rows round the factors of products
-to bfloat16, as PyTorch's autocast does.
+to bfloat16, as PyTorch's autocast does. Of a residual network's batch norms micro-batches would change the statistics, but for
+"lora" and "qlora", where they are frozen: "recomputed" and "8 bits kept" rows walk the batch whole.
 
 GFLOP are those of the products that a row does (for PyTorch: of dense training without recomputation); their rate is given
 beside that of a large sgemm of wasi's on as many threads, taken before the rows. Integer products count as if in float32.
@@ -24,21 +25,20 @@ import step
 
 import wasi
 
-OURS = {
-    "wasi dense, whole batch": {"method": "dense"},
-    "wasi dense, exact": {"method": "dense", "micro_batch": 8, "recompute": True},
-    "wasi wsi, whole batch": {"method": "wsi"},
-    "wasi wsi, exact": {"method": "wsi", "micro_batch": 8, "recompute": True},
-    "wasi wsi, least": {"method": "wsi", "micro_batch": 4, "saved_bits": 8, "gradient_bits": 16},
-    "wasi wasi, whole batch": {"method": "wasi"},
-    "wasi wasi, least": {"method": "wasi", "micro_batch": 4, "saved_bits": 8, "gradient_bits": 16},
-    "wasi qwasi, whole batch": {"method": "qwasi"},
-    "wasi qwasi, exact": {"method": "qwasi", "micro_batch": 8, "recompute": True},
-    "wasi qwasi, least": {"method": "qwasi", "micro_batch": 4, "saved_bits": 8, "gradient_bits": 16},
+FORMS = {
+    "whole batch": {},
+    "recomputed": {"recompute": True},
+    "8 bits kept": {"saved_bits": 8},
+    "exact": {"micro_batch": 8, "recompute": True},
+    "least": {"micro_batch": 4, "saved_bits": 8, "gradient_bits": 16},
 }
+OURS = {f"wasi {method}, {form}": {"method": method, **options}
+        for method in ("dense", "wsi", "wasi", "qwasi", "lora", "qlora") for form, options in FORMS.items()}
 INFERENCE = {f"wasi {method}, inference": {"method": method} for method in ("dense", "wsi", "qwasi")}
 for table in (OURS, INFERENCE):
     table.update({f"{name}, bf16": {**options, "precision": "bfloat16"} for name, options in table.items()})
+DEFAULT = [name for name in (*OURS, *INFERENCE) if name.split()[1].strip(",") in ("dense", "wsi", "qwasi")
+           and "recomputed" not in name and "kept" not in name and "dense, least" not in name]
 
 
 def sgemm_gflops(threads, n=2048, rounds=3):
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--img-size", type=int)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rivals", nargs="+", choices=rivals.VARIANTS, default=list(rivals.VARIANTS))
-    parser.add_argument("--ours", nargs="+", choices=[*OURS, *INFERENCE], default=[*OURS, *INFERENCE], metavar="ROW")
+    parser.add_argument("--ours", nargs="+", choices=[*OURS, *INFERENCE], default=DEFAULT, metavar="ROW")
     parser.add_argument("--micro-batch", type=int, help="of the rows with micro-batches (default: 8, of those of least memory 4)")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)

@@ -19,6 +19,9 @@ def run(args):
     model, extra = open_decoder(path) if is_text else load_model(path)
     if is_text != (model.architecture == "llama"):
         raise ValueError(f"--task: the model is a {model.architecture}, which is not for {args.task}")
+    if is_text and (model.config.num_classes is None) != (args.task == "lm"):
+        kind = "language model" if args.task != "lm" else "classifier of texts"
+        raise ValueError(f"--task: the model is a {kind}, which is not for {args.task}")
     args.weights, args.limit = path, None  # the tokenizer lies beside the weights
     dataset, what = choose(args)
     classes = tuple(extra.get("classes") or dataset.classes)

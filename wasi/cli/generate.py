@@ -52,7 +52,10 @@ class Writer:
         self.model, self.tokenizer, self.ends, self.args = model, tokenizer, ends, args
 
     def write(self, tokens, prompt=()):
-        """Prints the continuation of tokens after the text of `prompt`, ids that are printed too; returns the continuation."""
+        """Prints the continuation of tokens after the text of `prompt`, ids that are printed with the first new one.
+
+        Returns the continuation.
+        """
         ids, written = list(prompt), 0
         first = len(self.tokenizer.decode(ids)) if ids else 0
 
@@ -81,7 +84,6 @@ class Writer:
             ids.append(token)
             return show()
 
-        show()
         a = self.args
         generate(self.model, tokens, a.tokens, a.temperature, a.top_p, a.seed, self.ends, on_token)
         show(end=True)

@@ -136,9 +136,11 @@ class ResNet(ImageClassifier):
             self._saved = (images,)
         x = self.conv1.forward(self._pixels(images), train, keep_input=False)
         keep = train and not policy.recompute
-        x = self.bn1.forward(x, train, relu=True, keep=keep, out=None if keep else x)
-        if keep and policy.saved_bits:
+        if keep and policy.saved_bits:  # before the output takes its place
+            self.bn1.prepare(x, relu=True)
             pack_images(self.bn1, policy.saved_bits)
+            keep = False
+        x = self.bn1.forward(x, train, relu=True, keep=keep, out=None if keep else x)
         x = self.maxpool.forward(x, train)
         for block in self.blocks:
             x = block.forward(x, train)
