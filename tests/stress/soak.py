@@ -3,14 +3,19 @@
     python tests/stress/soak.py --minutes 120
 
 One thread trains a model of the given method over and over the shipped images, writing files; another classifies images with a
-merged copy that it loads anew from the newest file, as a server would. Every half minute a row: resident memory, loss, updates
-and images a second. At the end the slope of memory over the second half is fitted, and the process ends with an error unless it
-is below --most-kib-a-minute, every loss was finite, no answer of the merged model was other than the first for the same file, and
-the slowest tenth of the intervals made at least half of the updates of the median.
+merged copy that it loads anew from the newest file, as a server would. Every half minute a row: resident memory (all of it, and
+what is no file's), the interpreter's blocks, what malloc has given out, loss, updates and images a second.
+
+Memory is judged from a quarter of the time on, when every cache has been filled, by two numbers. The slope is Theil-Sen's, the
+median over all pairs of rows: resident memory falls when the system takes file pages back and rises when they are read again, and
+a least squares line takes one such dip for a leak. Growth is the highest row of the last quarter less that of the second, which
+sees what grows by jumps. Four KiB a minute are some forty bytes an update: less than one array's header, kept once an update. The
+process ends with an error if either is too large, a loss was not finite, an answer of the merged model was other than the
+first for the same file, or the slowest tenth of the intervals made less than half of the updates of the median.
 """
 
 import argparse
-import json
+import ctypes
 import sys
 import tempfile
 import threading
@@ -22,7 +27,7 @@ import numpy as np
 import wasi
 from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.training.data import Loader, Transform, sign_digits
-from wasi.training.memory import rss_bytes
+from wasi.training.memory import _status_bytes, rss_bytes
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
 
@@ -83,50 +88,95 @@ class Server(threading.Thread):
             self.error = error
 
 
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks",
+                                                     "uordblks", "fordblks", "keepcost")]
+
+
+def malloc_bytes():
+    """Bytes that the C library's malloc has given out and not got back; nan where it does not say (other than glibc)."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        return float("nan")
+    mallinfo.restype = _Mallinfo2
+    info = mallinfo()
+    return info.uordblks + info.hblkhd
+
+
+def theil_sen(x, y):
+    """Median slope over all pairs of points."""
+    i, j = np.triu_indices(len(x), 1)
+    return float(np.median((y[j] - y[i]) / (x[j] - x[i])))
+
+
+COLUMNS = ["minutes", "rss_bytes", "anonymous_bytes", "malloc_bytes", "python_blocks", "loss", "updates", "images", "files",
+           "cpu_seconds", "seconds"]
+
+
+def judge(rows, most_kib_a_minute, most_growth_kib):
+    """(one line of what the rows say, whether memory and speed held still). rows: (n, len(COLUMNS))"""
+    columns = dict(zip(COLUMNS, rows.T))
+    minutes, rss = columns["minutes"], columns["rss_bytes"] / 1024
+    quarter = len(rows) // 4
+    late = slice(quarter, None)
+    slope = theil_sen(minutes[late], rss[late])
+    growth = rss[-quarter:].max() - rss[quarter : 2 * quarter].max()
+    speeds = columns["updates"] / columns["cpu_seconds"]
+    slow, median = np.quantile(speeds, 0.1), np.median(speeds)
+    mib = rss[late] / 1024
+    line = (f"{minutes[-1]:.0f} minutes, {columns['updates'].sum():.0f} updates, {columns['images'].sum():.0f} images classified, "
+            f"{columns['files'].sum():.0f} files written; resident memory from a quarter on {mib.min():.2f} to {mib.max():.2f} MiB, "
+            f"{slope:+.2f} KiB a minute ({theil_sen(minutes[late], columns['anonymous_bytes'][late]) / 1024:+.2f} without files, "
+            f"{theil_sen(minutes[late], columns['malloc_bytes'][late]) / 1024:+.2f} given out by malloc, "
+            f"{theil_sen(minutes[late], columns['python_blocks'][late]):+.2f} blocks of the interpreter), "
+            f"last quarter's highest {growth:+.0f} KiB above the second's; updates a CPU second: median {median:.1f}, slowest "
+            f"tenth {slow:.1f}; loss {columns['loss'][0]:.3f} to {columns['loss'][-1]:.3f}")
+    return line, slope <= most_kib_a_minute and growth <= most_growth_kib and slow >= median / 2
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--method", choices=METHODS, default="wasi")
     parser.add_argument("--every", type=float, default=30, help="seconds between rows")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--most-kib-a-minute", type=float, default=16)
-    parser.add_argument("--out", type=Path, help="JSON of the rows")
+    parser.add_argument("--most-kib-a-minute", type=float, default=4)
+    parser.add_argument("--most-growth-kib", type=float, default=512)
+    parser.add_argument("--out", type=Path, help="CSV of the rows")
     args = parser.parse_args()
     wasi.set_num_threads(args.threads)
-    rows, began = [], time.monotonic()
+    # Touched now, so that the rows themselves are no growth.
+    rows, n = np.full((int(60 * args.minutes / args.every) + 2, len(COLUMNS)), np.nan), 0
+    if args.out:
+        args.out.write_text(",".join(COLUMNS) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(Path(folder) / "model.safetensors", args.method, 16, 50)
         server = Server(trainer.path, trainer)
         trainer.start(), server.start()
-        before, cpu, at = (0, 0), time.process_time(), began
+        began = at = time.monotonic()
+        before, cpu = (0, 0, 0), time.process_time()
         print(f"{'minutes':>8}{'MiB':>9}{'loss':>8}{'updates/s':>11}{'images/s':>10}{'CPU':>6}", flush=True)
-        while time.monotonic() - began < 60 * args.minutes and not (trainer.error or server.error):
+        while time.monotonic() - began < 60 * args.minutes and n < len(rows) and not (trainer.error or server.error):
             time.sleep(min(args.every, max(0.1, 60 * args.minutes - (time.monotonic() - began))))
-            now, seen, used = time.monotonic(), (trainer.n, server.n), time.process_time()
+            now, seen, used = time.monotonic(), (trainer.n, server.n, trainer.n_saved), time.process_time()
             # Speed is counted by CPU time: on a machine that others use too, the clock says little.
-            rows.append({"minutes": (now - began) / 60, "rss_bytes": rss_bytes(), "loss": trainer.loss,
-                         "updates": seen[0] - before[0], "images": seen[1] - before[1], "cpu_seconds": used - cpu,
-                         "seconds": now - at})
-            r = rows[-1]
+            rows[n] = ((now - began) / 60, rss_bytes(), _status_bytes("RssAnon:"), malloc_bytes(), sys.getallocatedblocks(),
+                       trainer.loss, *(a - b for a, b in zip(seen, before)), used - cpu, now - at)
+            r = dict(zip(COLUMNS, rows[n]))
             print(f"{r['minutes']:>8.1f}{r['rss_bytes'] / 2**20:>9.2f}{r['loss']:>8.3f}{r['updates'] / r['seconds']:>11.1f}"
                   f"{r['images'] / r['seconds']:>10.0f}{r['cpu_seconds'] / r['seconds']:>6.2f}", flush=True)
-            before, cpu, at = seen, used, now
             if args.out:
-                args.out.write_text(json.dumps(rows, indent=0) + "\n")
+                with args.out.open("a") as file:
+                    file.write(",".join(f"{value:.10g}" for value in rows[n]) + "\n")
+            before, cpu, at, n = seen, used, now, n + 1
         trainer.stop.set()
         trainer.join(), server.join()
     for thread in (trainer, server):
         if thread.error:
             raise thread.error
-    half = rows[len(rows) // 2 :]
-    slope = np.polyfit([r["minutes"] for r in half], [r["rss_bytes"] / 1024 for r in half], 1)[0] if len(half) > 2 else 0.0
-    speeds = np.array([r["updates"] / r["cpu_seconds"] for r in rows])
-    slow, median = np.quantile(speeds, 0.1), np.median(speeds)
-    print(f"{rows[-1]['minutes']:.0f} minutes, {trainer.n} updates, {server.n} images classified, {trainer.n_saved} files "
-          f"written; memory in the second half {slope:+.1f} KiB a minute, {half[0]['rss_bytes'] / 2**20:.1f} to "
-          f"{half[-1]['rss_bytes'] / 2**20:.1f} MiB; updates a CPU second: median {median:.1f}, slowest tenth {slow:.1f}; loss "
-          f"{rows[0]['loss']:.3f} to {rows[-1]['loss']:.3f}")
-    return int(slope > args.most_kib_a_minute or slow < median / 2)
+    line, still = judge(rows[:n], args.most_kib_a_minute, args.most_growth_kib)
+    print(line)
+    return int(not still)
 
 
 if __name__ == "__main__":
