@@ -48,11 +48,13 @@ static wasi_const_heads const_heads(wasi_heads x)
 
 /* The arguments that every form shares. */
 typedef struct {
-    PyObject *scale, *q_offset, *bias, *mask, *dbias;
+    wasi_maybe_double scale;
+    wasi_maybe_size q_offset;
+    PyObject *bias, *mask, *dbias;
     int causal;
 } options;
 
-#define NO_OPTIONS {Py_None, Py_None, Py_None, Py_None, Py_None, 0}
+#define NO_OPTIONS {.bias = Py_None, .mask = Py_None, .dbias = Py_None}
 
 static int need_positive(npy_intp size, const char *name)
 {
@@ -93,19 +95,10 @@ static int read_options(const options *o, wasi_attention *a, wasi_array *dbias)
     a->mask = mask.data;
     a->n_masks = mask.data ? mask.dim[0] : 0;
     a->causal = o->causal;
-    a->scale = (float)(1 / sqrt((double)a->D));
-    if (o->scale != Py_None) {
-        a->scale = (float)PyFloat_AsDouble(o->scale);
-        if (PyErr_Occurred())
-            return 0;
-    }
+    a->scale = (float)(o->scale.given ? o->scale.value : 1 / sqrt((double)a->D));
     a->q_offset = a->Nk - a->Nq;
-    if (o->q_offset != Py_None) {
-        npy_intp offset = PyNumber_AsSsize_t(o->q_offset, PyExc_OverflowError);
-        if (offset == -1 && PyErr_Occurred())
-            return 0;
-        a->q_offset = WASI_MAX(-a->Nq, WASI_MIN(offset, a->Nk)); /* beyond these all keys are hidden, or none */
-    }
+    if (o->q_offset.given) /* beyond these all keys are hidden, or none */
+        a->q_offset = WASI_MAX(-a->Nq, WASI_MIN(o->q_offset.value, a->Nk));
     return 1;
 }
 
@@ -255,8 +248,8 @@ static PyObject *attention_forward(PyObject *self, PyObject *args, PyObject *kwa
     options opt = NO_OPTIONS;
     wasi_attention a;
     wasi_array qkv, dbias, o;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On|OpOOO:attention_forward", names, &qkv_obj, &n_heads, &opt.scale,
-                                     &opt.causal, &opt.bias, &out_obj, &opt.mask))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On|O&pOOO:attention_forward", names, &qkv_obj, &n_heads, wasi_as_double,
+                                     &opt.scale, &opt.causal, &opt.bias, &out_obj, &opt.mask))
         return NULL;
     if (!need_packed(qkv_obj, n_heads, &qkv, &a) || !read_options(&opt, &a, &dbias))
         return NULL;
@@ -278,8 +271,8 @@ static PyObject *attention_backward(PyObject *self, PyObject *args, PyObject *kw
     options opt = NO_OPTIONS;
     wasi_attention a;
     wasi_array dout, qkv, o, lse, dbias, dqkv;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOn|OpOOOO:attention_backward", names, &do_obj, &qkv_obj, &o_obj,
-                                     &lse_obj, &n_heads, &opt.scale, &opt.causal, &opt.bias, &opt.dbias, &out_obj,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOn|O&pOOOO:attention_backward", names, &do_obj, &qkv_obj, &o_obj,
+                                     &lse_obj, &n_heads, wasi_as_double, &opt.scale, &opt.causal, &opt.bias, &opt.dbias, &out_obj,
                                      &opt.mask))
         return NULL;
     if (!need_packed(qkv_obj, n_heads, &qkv, &a) || !need_tokens(do_obj, &a, "do", &dout) ||
@@ -305,8 +298,8 @@ static PyObject *window_attention_forward(PyObject *self, PyObject *args, PyObje
     options opt = NO_OPTIONS;
     wasi_attention a;
     wasi_array qkv, dbias, o;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Onn|nOOO:window_attention_forward", names, &qkv_obj, &n_heads,
-                                     &window, &shift, &opt.scale, &opt.bias, &out_obj))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Onn|nO&OO:window_attention_forward", names, &qkv_obj, &n_heads,
+                                     &window, &shift, wasi_as_double, &opt.scale, &opt.bias, &out_obj))
         return NULL;
     if (!need_windows(qkv_obj, n_heads, window, shift, &qkv, &a) || !read_options(&opt, &a, &dbias))
         return NULL;
@@ -328,8 +321,8 @@ static PyObject *window_attention_backward(PyObject *self, PyObject *args, PyObj
     options opt = NO_OPTIONS;
     wasi_attention a;
     wasi_array dout, qkv, o, lse, dbias, dqkv;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOnn|nOOOO:window_attention_backward", names, &do_obj, &qkv_obj,
-                                     &o_obj, &lse_obj, &n_heads, &window, &shift, &opt.scale, &opt.bias, &opt.dbias,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOnn|nO&OOO:window_attention_backward", names, &do_obj, &qkv_obj,
+                                     &o_obj, &lse_obj, &n_heads, &window, &shift, wasi_as_double, &opt.scale, &opt.bias, &opt.dbias,
                                      &out_obj))
         return NULL;
     if (!need_windows(qkv_obj, n_heads, window, shift, &qkv, &a) || !need_images(do_obj, &qkv, "do", &dout) ||
@@ -374,8 +367,8 @@ static PyObject *attention_gqa_forward(PyObject *self, PyObject *args, PyObject 
     options opt = NO_OPTIONS;
     wasi_attention a;
     wasi_array q, k, v, o, dbias;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OpOOOO:attention_gqa_forward", names, &q_obj, &k_obj, &v_obj,
-                                     &opt.scale, &opt.causal, &opt.q_offset, &opt.bias, &opt.mask, &out_obj))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O&pO&OOO:attention_gqa_forward", names, &q_obj, &k_obj, &v_obj,
+                                     wasi_as_double, &opt.scale, &opt.causal, wasi_as_size, &opt.q_offset, &opt.bias, &opt.mask, &out_obj))
         return NULL;
     if (!need_separate(q_obj, k_obj, v_obj, &q, &k, &v, &a) || !read_options(&opt, &a, &dbias))
         return NULL;
@@ -398,8 +391,9 @@ static PyObject *attention_gqa_backward(PyObject *self, PyObject *args, PyObject
     wasi_attention a;
     wasi_array in[5], to[3], lse, dbias; /* in: q, k, v, o, do; to: dq, dk, dv */
     static const char *const in_names[] = {"q", "k", "v", "o", "do"}, *const to_names[] = {"dq", "dk", "dv"};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|OpOOOOOOO:attention_gqa_backward", names, &do_obj, &q_obj,
-                                     &k_obj, &v_obj, &o_obj, &lse_obj, &opt.scale, &opt.causal, &opt.q_offset,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|O&pO&OOOOOO:attention_gqa_backward", names, &do_obj, &q_obj,
+                                     &k_obj, &v_obj, &o_obj, &lse_obj, wasi_as_double, &opt.scale, &opt.causal,
+                                     wasi_as_size, &opt.q_offset,
                                      &opt.bias, &opt.mask, &opt.dbias, &dq_obj, &dk_obj, &dv_obj))
         return NULL;
     if (!need_separate(q_obj, k_obj, v_obj, &in[0], &in[1], &in[2], &a) ||

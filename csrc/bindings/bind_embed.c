@@ -3,23 +3,41 @@
 #include "kernels/patch_embed.h"
 #include "kernels/patch_merge.h"
 
-/* One number a channel, copied from any sequence. */
-static int need_channels(PyObject *object, npy_intp C, const char *name, float *out)
+enum { MAX_CHANNELS = 16 };
+
+/* One number a channel. `given` is borrowed; `n` is the length of the sequence that it is, -1 where it is none. */
+typedef struct {
+    PyObject *given;
+    Py_ssize_t n;
+    float value[MAX_CHANNELS];
+} channels;
+
+/* A converter ("O&") of any sequence of numbers, or None. */
+static int as_channels(PyObject *object, void *out)
 {
-    PyObject *sequence = PySequence_Fast(object, "");
-    if (sequence == NULL || PySequence_Fast_GET_SIZE(sequence) != C) {
-        PyErr_Format(PyExc_ValueError, "%s: expected a sequence of %zd numbers, one a channel, got %R", name,
-                     (Py_ssize_t)C, object);
-        Py_XDECREF(sequence);
+    channels *numbers = out;
+    numbers->given = object;
+    if (object == Py_None)
+        return 1;
+    PyObject *tuple = PySequence_Tuple(object);
+    if (tuple == NULL && !PyErr_ExceptionMatches(PyExc_TypeError))
         return 0;
-    }
-    for (npy_intp c = 0; c < C; c++)
-        out[c] = (float)PyFloat_AsDouble(PySequence_Fast_GET_ITEM(sequence, c));
-    Py_DECREF(sequence);
+    PyErr_Clear();
+    numbers->n = tuple ? PyTuple_GET_SIZE(tuple) : -1;
+    for (Py_ssize_t c = 0; c < WASI_MIN(numbers->n, MAX_CHANNELS) && !PyErr_Occurred(); c++)
+        numbers->value[c] = (float)PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, c));
+    Py_XDECREF(tuple);
     return !PyErr_Occurred();
 }
 
-enum { MAX_CHANNELS = 16 };
+static int need_channels(const channels *numbers, npy_intp C, const char *name)
+{
+    if (numbers->given == Py_None || numbers->n == C)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "%s: expected a sequence of %zd numbers, one a channel, got %R", name, (Py_ssize_t)C,
+                 numbers->given);
+    return 0;
+}
 
 static int need_patch(const wasi_array *images, long patch)
 {
@@ -40,27 +58,27 @@ static int need_patch(const wasi_array *images, long patch)
 static PyObject *extract_patches(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"images", "patch", "mean", "std", "out", NULL};
-    PyObject *images_obj, *mean_obj = Py_None, *std_obj = Py_None, *out_obj = Py_None;
+    PyObject *images_obj, *out_obj = Py_None;
     long p;
     wasi_array images;
-    float mean[MAX_CHANNELS] = {0}, std[MAX_CHANNELS], scale[MAX_CHANNELS], shift[MAX_CHANNELS];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Ol|OOO:extract_patches", names, &images_obj, &p, &mean_obj,
-                                     &std_obj, &out_obj))
+    channels mean = {.given = Py_None}, std = {.given = Py_None};
+    float scale[MAX_CHANNELS], shift[MAX_CHANNELS];
+    for (int c = 0; c < MAX_CHANNELS; c++)
+        std.value[c] = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Ol|O&O&O:extract_patches", names, &images_obj, &p, as_channels, &mean,
+                                     as_channels, &std, &out_obj))
         return NULL;
     int bytes = PyArray_Check(images_obj) && PyArray_TYPE((PyArrayObject *)images_obj) == NPY_UINT8;
     if (!wasi_need_array(images_obj, bytes ? NPY_UINT8 : NPY_FLOAT32, 4, "images", &images) || !need_patch(&images, p))
         return NULL;
     npy_intp B = images.dim[0], C = images.dim[1], S = images.dim[2];
-    for (npy_intp c = 0; c < C; c++)
-        std[c] = 1;
-    if (bytes && ((mean_obj != Py_None && !need_channels(mean_obj, C, "mean", mean)) ||
-                  (std_obj != Py_None && !need_channels(std_obj, C, "std", std))))
+    if (bytes && (!need_channels(&mean, C, "mean") || !need_channels(&std, C, "std")))
         return NULL;
-    for (npy_intp c = 0; c < C; c++) {
-        if (!(std[c] > 0))
-            return PyErr_Format(PyExc_ValueError, "std: expected positive numbers, got %R", std_obj);
-        scale[c] = (float)(1 / (255.0 * std[c]));
-        shift[c] = (float)(-(double)mean[c] / std[c]);
+    for (npy_intp c = 0; c < C && bytes; c++) {
+        if (!(std.value[c] > 0))
+            return PyErr_Format(PyExc_ValueError, "std: expected positive numbers, got %R", std.given);
+        scale[c] = (float)(1 / (255.0 * std.value[c]));
+        shift[c] = (float)(-(double)mean.value[c] / std.value[c]);
     }
 
     npy_intp dims[3] = {B, S / p * (S / p), C * p * p};

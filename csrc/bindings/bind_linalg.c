@@ -33,36 +33,25 @@ int wasi_need_matrix(PyObject *object, const char *name, wasi_array *out, int *t
     return 0;
 }
 
-int wasi_need_rank(PyObject *object, npy_intp largest, npy_intp *rank)
+int wasi_need_rank(wasi_maybe_size given, npy_intp largest, npy_intp *rank)
 {
-    *rank = largest;
-    if (object == Py_None)
+    *rank = given.given ? given.value : largest;
+    if (*rank >= 1 && *rank <= largest)
         return 1;
-    Py_ssize_t value = PyNumber_AsSsize_t(object, PyExc_OverflowError);
-    if (value == -1 && PyErr_Occurred())
-        return 0;
-    if (value < 1 || value > largest) {
-        PyErr_Format(PyExc_ValueError, "rank: expected 1 to %zd, the smaller side, got %zd", (Py_ssize_t)largest,
-                     value);
-        return 0;
-    }
-    *rank = value;
-    return 1;
+    PyErr_Format(PyExc_ValueError, "rank: expected 1 to %zd, the smaller side, got %zd", (Py_ssize_t)largest,
+                 (Py_ssize_t)*rank);
+    return 0;
 }
 
-int wasi_need_variance(PyObject *object, double *variance)
+int wasi_need_variance(wasi_maybe_double given, double *variance)
 {
-    *variance = 2;
-    if (object == Py_None)
+    *variance = given.given ? given.value : 2;
+    if (!given.given || (*variance > 0 && *variance <= 1))
         return 1;
-    *variance = PyFloat_AsDouble(object);
-    if (*variance == -1 && PyErr_Occurred())
-        return 0;
-    if (!(*variance > 0 && *variance <= 1)) {
-        PyErr_Format(PyExc_ValueError, "variance: expected a number in (0, 1], got %R", object);
-        return 0;
-    }
-    return 1;
+    PyObject *got = PyFloat_FromDouble(*variance);
+    PyErr_Format(PyExc_ValueError, "variance: expected a number in (0, 1], got %S", got);
+    Py_XDECREF(got);
+    return 0;
 }
 
 static PyObject *orthonormalize(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -109,17 +98,20 @@ static PyArrayObject *head(PyArrayObject *S, npy_intp K)
 static PyObject *truncated_svd(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"A", "rank", "variance", NULL};
-    PyObject *A_obj, *rank_obj = Py_None, *variance_obj = Py_None, *result = NULL;
+    PyObject *A_obj, *result = NULL;
+    wasi_maybe_size rank = {0};
+    wasi_maybe_double share = {0};
     PyArrayObject *spectrum = NULL, *scratch = NULL, *U = NULL, *S = NULL, *Vt = NULL;
     wasi_array A;
     int typenum;
     npy_intp K;
     double variance;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO:truncated_svd", names, &A_obj, &rank_obj, &variance_obj) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&O&:truncated_svd", names, &A_obj, wasi_as_size, &rank,
+                                     wasi_as_double, &share) ||
         !wasi_need_matrix(A_obj, "A", &A, &typenum))
         return NULL;
     npy_intp m = A.dim[0], n = A.dim[1], r = WASI_MIN(m, n);
-    if (!wasi_need_rank(rank_obj, r, &K) || !wasi_need_variance(variance_obj, &variance))
+    if (!wasi_need_rank(rank, r, &K) || !wasi_need_variance(share, &variance))
         return NULL;
     if ((spectrum = wasi_new_array(typenum, 1, &r)) == NULL ||
         (scratch = wasi_new_scratch(WASI_CALL(typenum, svd_exact_work, m, n))) == NULL)
@@ -132,7 +124,7 @@ static PyObject *truncated_svd(PyObject *self, PyObject *args, PyObject *kwargs)
         wasi_raise_for(status, "truncated_svd", &(wasi_named){"A", &A}, 1);
         goto done;
     }
-    if (variance_obj != Py_None)
+    if (share.given)
         K = WASI_MIN(K, WASI_CALL(typenum, rank_by_variance, WASI_DATA(spectrum), r, variance));
     if ((S = head(spectrum, K)) == NULL || (U = wasi_new_array(typenum, 2, (npy_intp[]){m, K})) == NULL ||
         (Vt = wasi_new_array(typenum, 2, (npy_intp[]){K, n})) == NULL)
@@ -153,19 +145,21 @@ done:
 static PyObject *whitened_svd(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"W", "C", "rank", "variance", "ridge", NULL};
-    PyObject *W_obj, *C_obj, *rank_obj = Py_None, *variance_obj = Py_None, *result = NULL;
+    PyObject *W_obj, *C_obj, *result = NULL;
+    wasi_maybe_size rank = {0};
+    wasi_maybe_double share = {0};
     PyArrayObject *spectrum = NULL, *scratch = NULL, *L = NULL, *R = NULL;
     wasi_array W, C;
     int typenum;
     npy_intp K;
     double variance, ridge = 1e-6;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OOd:whitened_svd", names, &W_obj, &C_obj, &rank_obj,
-                                     &variance_obj, &ridge) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O&O&d:whitened_svd", names, &W_obj, &C_obj, wasi_as_size, &rank,
+                                     wasi_as_double, &share, &ridge) ||
         !wasi_need_matrix(W_obj, "W", &W, &typenum) || !wasi_need_array(C_obj, NPY_FLOAT64, 2, "C", &C) ||
         !wasi_need_dim(&C, 0, W.dim[1], "C", "W.shape[1]") || !wasi_need_dim(&C, 1, W.dim[1], "C", "W.shape[1]"))
         return NULL;
     npy_intp O = W.dim[0], I = W.dim[1], r = WASI_MIN(O, I);
-    if (!wasi_need_rank(rank_obj, r, &K) || !wasi_need_variance(variance_obj, &variance))
+    if (!wasi_need_rank(rank, r, &K) || !wasi_need_variance(share, &variance))
         return NULL;
     if (!(ridge >= 0 && ridge <= 1)) {
         PyObject *got = PyFloat_FromDouble(ridge);
@@ -187,7 +181,7 @@ static PyObject *whitened_svd(PyObject *self, PyObject *args, PyObject *kwargs)
         wasi_raise_for(status, "whitened_svd", inputs, 2);
         goto done;
     }
-    if (variance_obj != Py_None)
+    if (share.given)
         K = WASI_MIN(K, WASI_CALL(typenum, rank_by_variance, WASI_DATA(spectrum), r, variance));
     if ((L = wasi_new_array(typenum, 2, (npy_intp[]){O, K})) == NULL ||
         (R = wasi_new_array(typenum, 2, (npy_intp[]){K, I})) == NULL)

@@ -97,26 +97,34 @@ done:
     return result;
 }
 
-/* A sequence with one factor (d_n x K_n) or None for each dimension. The objects are borrowed from the sequence. */
+/* A sequence with one factor (d_n x K_n) or None for each dimension. The objects are borrowed from the tuple. */
 typedef struct {
-    PyObject *sequence; /* a new reference, as PySequence_Fast gives it */
+    PyObject *tuple; /* a new reference: another thread may change the caller's list while a kernel runs */
     wasi_array array[WASI_TUCKER_DIMS];
     void *data[WASI_TUCKER_DIMS];
 } factor_list;
 
-static int need_factors(PyObject *object, int ndim, int typenum, int writable, factor_list *f)
+/* To be done before arrays are looked at: a sequence of any kind may run Python code. */
+static int take_factors(PyObject *object, factor_list *f)
+{
+    PyObject *sequence = PySequence_Fast(object, "factors: expected a sequence of arrays or None");
+    if (sequence == NULL)
+        return 0;
+    f->tuple = PySequence_Tuple(sequence);
+    Py_DECREF(sequence);
+    return f->tuple != NULL;
+}
+
+static int need_factors(int ndim, int typenum, int writable, factor_list *f)
 {
     static const char *const names[] = {"factors[0]", "factors[1]", "factors[2]", "factors[3]", "factors[4]"};
-    f->sequence = PySequence_Fast(object, "factors: expected a sequence of arrays or None");
-    if (f->sequence == NULL)
-        return 0;
-    if (PySequence_Fast_GET_SIZE(f->sequence) != ndim) {
+    if (PyTuple_GET_SIZE(f->tuple) != ndim) {
         PyErr_Format(PyExc_ValueError, "factors: expected %d, one for each dimension, got %zd", ndim,
-                     PySequence_Fast_GET_SIZE(f->sequence));
+                     PyTuple_GET_SIZE(f->tuple));
         return 0;
     }
     for (int n = 0; n < ndim; n++) {
-        PyObject *item = PySequence_Fast_GET_ITEM(f->sequence, n);
+        PyObject *item = PyTuple_GET_ITEM(f->tuple, n);
         f->array[n] = (wasi_array){0};
         f->data[n] = NULL;
         if (item == Py_None)
@@ -145,12 +153,11 @@ static PyObject *asi_step(PyObject *self, PyObject *args, PyObject *kwargs)
     wasi_array A;
     factor_list f = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|iiKO:asi_step", names, &A_obj, &factors_obj, &cold, &n_iter,
-                                     &seed, &out_obj) ||
-        !need_tensor(A_obj, "A", &A, &typenum))
+                                     &seed, &out_obj))
         return NULL;
     if (n_iter < 1)
         return PyErr_Format(PyExc_ValueError, "n_iter: expected at least 1, got %d", n_iter);
-    if (!need_factors(factors_obj, A.ndim, typenum, 1, &f))
+    if (!take_factors(factors_obj, &f) || !need_tensor(A_obj, "A", &A, &typenum) || !need_factors(A.ndim, typenum, 1, &f))
         goto done;
     wasi_tucker_shape shape = {.ndim = A.ndim};
     npy_intp dims[WASI_TUCKER_DIMS];
@@ -180,7 +187,7 @@ static PyObject *asi_step(PyObject *self, PyObject *args, PyObject *kwargs)
     result = status == WASI_OK ? Py_NewRef((PyObject *)core)
                                : wasi_raise_for(status, "asi_step", &(wasi_named){"A", &A}, 1);
 done:
-    Py_XDECREF(f.sequence);
+    Py_XDECREF(f.tuple);
     Py_XDECREF(core);
     Py_XDECREF(scratch);
     return result;
@@ -195,11 +202,11 @@ static PyObject *matmul_tucker(PyObject *self, PyObject *args, PyObject *kwargs)
     int typenum;
     factor_list f = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO:matmul_tucker", names, &dW_obj, &g_obj, &core_obj,
-                                     &factors_obj) ||
-        !need_tensor(core_obj, "core", &core, &typenum) || !wasi_need_array(g_obj, typenum, core.ndim, "g", &g) ||
-        !wasi_need_writable(dW_obj, typenum, 2, "dW", &dW))
+                                     &factors_obj))
         return NULL;
-    if (!need_factors(factors_obj, core.ndim, typenum, 0, &f))
+    if (!take_factors(factors_obj, &f) || !need_tensor(core_obj, "core", &core, &typenum) ||
+        !wasi_need_array(g_obj, typenum, core.ndim, "g", &g) || !wasi_need_writable(dW_obj, typenum, 2, "dW", &dW) ||
+        !need_factors(core.ndim, typenum, 0, &f))
         goto done;
     int ndim = core.ndim, last = ndim - 1;
     wasi_tucker_shape shape = {.ndim = ndim};
@@ -232,7 +239,7 @@ static PyObject *matmul_tucker(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_END_ALLOW_THREADS
     result = status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "matmul_tucker");
 done:
-    Py_XDECREF(f.sequence);
+    Py_XDECREF(f.tuple);
     Py_XDECREF(scratch);
     return result;
 }

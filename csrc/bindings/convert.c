@@ -2,6 +2,24 @@
 
 #include "common/redzone.h"
 
+int wasi_as_double(PyObject *object, void *maybe_double)
+{
+    wasi_maybe_double *out = maybe_double;
+    out->given = object != Py_None;
+    if (out->given)
+        out->value = PyFloat_AsDouble(object);
+    return !(out->given && out->value == -1 && PyErr_Occurred());
+}
+
+int wasi_as_size(PyObject *object, void *maybe_size)
+{
+    wasi_maybe_size *out = maybe_size;
+    out->given = object != Py_None;
+    if (out->given)
+        out->value = PyNumber_AsSsize_t(object, PyExc_OverflowError);
+    return !(out->given && out->value == -1 && PyErr_Occurred());
+}
+
 /* "float32 array of shape (3, 4)" for error messages. */
 static PyObject *describe(PyObject *object)
 {

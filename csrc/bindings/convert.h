@@ -7,6 +7,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdbool.h>
 
 #define PY_ARRAY_UNIQUE_SYMBOL wasi_numpy_api
 #ifndef WASI_IMPORTS_NUMPY /* bindings/module.c alone holds the API table */
@@ -28,6 +29,20 @@ typedef struct {
     npy_intp dim[WASI_MAX_DIMS];
     npy_intp size; /* number of elements */
 } wasi_array;
+
+/* Converters for "O&" of PyArg_ParseTupleAndKeywords, for arguments that may be None. Turning an object into a number may
+ * run Python code, which could resize an array: so it is done while arguments are parsed, before any array is looked at.
+ * They keep what a variable was initialised with where None is given. */
+typedef struct {
+    bool given;
+    double value;
+} wasi_maybe_double;
+typedef struct {
+    bool given;
+    Py_ssize_t value;
+} wasi_maybe_size;
+int wasi_as_double(PyObject *object, void *maybe_double);
+int wasi_as_size(PyObject *object, void *maybe_size);
 
 /* Checks that `object` is an aligned, C-contiguous, native NumPy array of the type with `ndim` dimensions
  * (-1: any up to WASI_MAX_DIMS). On failure sets an exception that names the argument and says what was

@@ -17,9 +17,9 @@ PyObject *wasi_raise_for(wasi_status status, const char *where, const wasi_named
 
 /* A float32 or float64 matrix that is not empty. */
 int wasi_need_matrix(PyObject *object, const char *name, wasi_array *out, int *typenum);
-/* rank: None means `largest`, otherwise an integer in 1..largest. */
-int wasi_need_rank(PyObject *object, npy_intp largest, npy_intp *rank);
-/* variance: None means 2 (no limit), otherwise a number in (0, 1]. */
-int wasi_need_variance(PyObject *object, double *variance);
+/* rank: `largest` where it is not given, otherwise an integer in 1..largest. */
+int wasi_need_rank(wasi_maybe_size given, npy_intp largest, npy_intp *rank);
+/* variance: 2 (no limit) where it is not given, otherwise a number in (0, 1]. */
+int wasi_need_variance(wasi_maybe_double given, double *variance);
 
 #endif
