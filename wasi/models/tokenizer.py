@@ -127,6 +127,7 @@ class JsonTokenizer:
     """A Hugging Face tokenizer.json. The marks of beginning and end are found by the names that Llama models give them."""
 
     def __init__(self, path):
+        self._name = Path(path).name
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
@@ -134,7 +135,7 @@ class JsonTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(f"tokenizer: {Path(path).name} cannot be read ({error})") from error
+            raise TokenizerError(f"tokenizer: {self._name} cannot be read ({error})") from error
         self.bos = self._first_of("<s>", "<|begin_of_text|>", "<bos>")
         self.eos = self._first_of("</s>", "<|end_of_text|>", "<|eot_id|>", "<eos>")
 
@@ -145,8 +146,16 @@ class JsonTokenizer:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, text, bos=True):
-        """The ids of a text, after the mark of the beginning (where the model has one) unless bos is False."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """The ids of a text, after the mark of the beginning (where the model has one) unless bos is False.
+
+        Raises TokenizerError for a text that the file has no tokens for.
+        """
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:
+            if not isinstance(text, str):
+                raise
+            raise TokenizerError(f"tokenizer: {self._name} does not encode this text ({error})") from error
         return [self.bos, *ids] if bos and self.bos is not None else ids
 
     def decode(self, ids):
