@@ -13,6 +13,7 @@ import platform
 import shlex
 import subprocess
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 from setuptools import Extension, setup
@@ -75,7 +76,17 @@ def blas_settings():
 
 
 class BuildExt(build_ext):
-    """build_ext that compiles each ``*_simd.c`` once per instruction set and links all of the objects."""
+    """build_ext that compiles each ``*_simd.c`` once per instruction set, files side by side, and links all of the objects."""
+
+    def build_extensions(self):
+        one_by_one = self.compiler.compile
+
+        def compile_all(sources, **words):
+            with ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
+                return [o for objects in pool.map(lambda source: one_by_one([source], **words), sources) for o in objects]
+
+        self.compiler.compile = compile_all
+        super().build_extensions()
 
     def build_extension(self, ext):
         ext.extra_objects = list(ext.extra_objects)
@@ -100,7 +111,8 @@ def extension():
     macros = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")]
     sanitize = os.environ.get("WASI_SANITIZE")
     if sanitize:
-        compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-g", "-O1"]
+        compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all",
+                         "-fno-wrapv", "-g", "-O1"]
         link_args += [f"-fsanitize={sanitize}"]
     if sanitize or os.environ.get("WASI_DEBUG") == "1":
         compile_args += ["-UNDEBUG", "-g"]
