@@ -114,7 +114,7 @@ COLUMNS = ["minutes", "rss_bytes", "anonymous_bytes", "malloc_bytes", "python_bl
 
 
 def judge(rows, most_kib_a_minute, most_growth_kib):
-    """(one line of what the rows say, whether memory and speed held still). rows: (n, len(COLUMNS))"""
+    """(what the rows say, whether memory and speed held still). rows: (n, len(COLUMNS))"""
     columns = dict(zip(COLUMNS, rows.T))
     minutes, rss = columns["minutes"], columns["rss_bytes"] / 1024
     quarter = len(rows) // 4
@@ -124,14 +124,15 @@ def judge(rows, most_kib_a_minute, most_growth_kib):
     speeds = columns["updates"] / columns["cpu_seconds"]
     slow, median = np.quantile(speeds, 0.1), np.median(speeds)
     mib = rss[late] / 1024
-    line = (f"{minutes[-1]:.0f} minutes, {columns['updates'].sum():.0f} updates, {columns['images'].sum():.0f} images classified, "
-            f"{columns['files'].sum():.0f} files written; resident memory from a quarter on {mib.min():.2f} to {mib.max():.2f} MiB, "
-            f"{slope:+.2f} KiB a minute ({theil_sen(minutes[late], columns['anonymous_bytes'][late]) / 1024:+.2f} without files, "
-            f"{theil_sen(minutes[late], columns['malloc_bytes'][late]) / 1024:+.2f} given out by malloc, "
-            f"{theil_sen(minutes[late], columns['python_blocks'][late]):+.2f} blocks of the interpreter), "
-            f"last quarter's highest {growth:+.0f} KiB above the second's; updates a CPU second: median {median:.1f}, slowest "
-            f"tenth {slow:.1f}; loss {columns['loss'][0]:.3f} to {columns['loss'][-1]:.3f}")
-    return line, slope <= most_kib_a_minute and growth <= most_growth_kib and slow >= median / 2
+    of = {name: theil_sen(minutes[late], columns[name][late]) for name in ("anonymous_bytes", "malloc_bytes", "python_blocks")}
+    text = (f"{minutes[-1]:.0f} minutes, {columns['updates'].sum():.0f} updates, {columns['images'].sum():.0f} images classified, "
+            f"{columns['files'].sum():.0f} files written; loss {columns['loss'][0]:.3f} to {columns['loss'][-1]:.3f}\n"
+            f"resident memory from a quarter on: {mib.min():.2f} to {mib.max():.2f} MiB, {slope:+.2f} KiB a minute, the last "
+            f"quarter's highest {growth:+.0f} KiB above the second's\n"
+            f"a minute, of it: {of['anonymous_bytes'] / 1024:+.2f} KiB that are no file's, {of['malloc_bytes'] / 1024:+.2f} KiB "
+            f"given out by malloc, {of['python_blocks']:+.2f} blocks of the interpreter\n"
+            f"updates a CPU second: median {median:.1f}, slowest tenth {slow:.1f}")
+    return text, slope <= most_kib_a_minute and growth <= most_growth_kib and slow >= median / 2
 
 
 def main():
@@ -174,8 +175,8 @@ def main():
     for thread in (trainer, server):
         if thread.error:
             raise thread.error
-    line, still = judge(rows[:n], args.most_kib_a_minute, args.most_growth_kib)
-    print(line)
+    text, still = judge(rows[:n], args.most_kib_a_minute, args.most_growth_kib)
+    print(text)
     return int(not still)
 
 
