@@ -1,5 +1,7 @@
 #include "bindings/tables.h"
 
+#include <math.h>
+
 #include "kernels/patch_embed.h"
 #include "kernels/patch_merge.h"
 
@@ -104,10 +106,8 @@ static PyObject *fold_patches(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     if (!wasi_need_f32(patches_obj, 3, "patches", &patches))
         return NULL;
-    npy_intp g = 0;
-    while (g * g < patches.dim[1])
-        g++;
-    if (p < 1 || C < 1 || g * g != patches.dim[1] || patches.dim[2] != C * p * p)
+    npy_intp g = (npy_intp)sqrt((double)patches.dim[1]), width = patches.dim[2];
+    if (p < 1 || g * g != patches.dim[1] || width < 1 || width % p != 0 || width / p % p != 0 || width / p / p != C)
         return PyErr_Format(PyExc_ValueError, "patches: expected shape (B, g * g, %ld * %ld * %ld), got "
                             "(%zd, %zd, %zd)", C, p, p, (Py_ssize_t)patches.dim[0], (Py_ssize_t)patches.dim[1],
                             (Py_ssize_t)patches.dim[2]);

@@ -43,4 +43,12 @@ static inline void *wasi_take(wasi_scratch *s, size_t bytes)
     return piece;
 }
 
+/* Pieces that are cut from copies of one wasi_scratch share memory. To be called where some of them, which lie from `first` to
+ * `end`, are taken up after others: lifts the red zones that those left there. */
+static inline void wasi_reuse(void *first, void *end)
+{
+    if (WASI_RED_ZONE_OF_PIECES)
+        WASI_ALLOW(first, (size_t)((char *)end - (char *)first));
+}
+
 #endif

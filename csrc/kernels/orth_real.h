@@ -198,6 +198,7 @@ static wasi_status T(polish)(T(orth_scratch) *o, real *Q, double *Tri, double *T
 /* Householder on A, already in Q: the reflectors' signs are turned so that T's diagonal is not negative. */
 static wasi_status T(householder)(T(orth_scratch) *o, real *Q, double *Tri, wasi_int *rank, wasi_int m, wasi_int k)
 {
+    wasi_reuse(o->tau, o->iwork + k);
     WASI_TRY(T(qr)(m, k, Q, k, o->tau, o->work, o->lwork));
     if (rank)
         WASI_TRY(T(rank_of)(rank, o, Q, k));

@@ -220,6 +220,7 @@ static wasi_status T(interval)(double *a, bool *slow, T(range_scratch) *w, const
                                const wasi_range_options *o, int n_threads)
 {
     wasi_int l = o->l, K = o->K;
+    wasi_reuse(w->C, w->C + l * l);
     WASI_TRY(T(gemm)(true, false, l, l, q, 1, V, l, X, l, 0, w->C, l, n_threads));
     for (wasi_int i = 0; i < l * l; i++)
         w->Tinv[i] = (double)w->C[i];
@@ -478,6 +479,7 @@ static wasi_status T(refine)(double *S, real *right, real *W, const T(operand) *
 {
     if (!WASI_PICK(wasi_dall_finite)(r->Tri, K * K))
         return WASI_ERR_NONFINITE;
+    wasi_reuse(r->other, r->turned + B->q * K);
     WASI_TRY(wasi_dsvd(K, K, r->Tri, S, r->other, r->svd_work, r->svd_lwork, r->svd_iwork)); /* Tri becomes Vt */
     T(rows_job) job = {.r = r, .W = W, .M = r->other, .K = K};
     WASI_TRY(wasi_parallel(n_threads, B->p, ROWS, T(turn_rows_part), &job));
@@ -498,10 +500,13 @@ wasi_status T(ritz)(real *S, real *right, real *W, const real *V, real *X, const
     T(ritz_scratch) r;
     T(cut_ritz)(&r, wasi_scratch_on(scratch), right, p, q, l, K, X != NULL, n_threads);
     T(rows_job) job = {.B = &B, .r = &r, .W = W, .X = X, .M = r.Y, .l = l, .K = K, .D = D};
-    if (X)
+    if (X) {
+        wasi_reuse(r.sums, r.pieces + n_threads * WIDENED * D);
         WASI_TRY(T(joint_gram)(&job, n_threads));
-    else
+    } else {
         WASI_TRY(T(gram)(r.G, W, false, p, l, r.gram, n_threads));
+    }
+    wasi_reuse(r.eigen, r.eigen_iwork + 3 + 5 * D);
     WASI_TRY(wasi_deigh(D, r.G, r.w, r.eigen, r.eigen_lwork, r.eigen_iwork));
     for (wasi_int k = 0; k < K; k++) {
         S[k] = (real)sqrt(WASI_MAX(r.w[D - 1 - k], 0));
@@ -509,6 +514,8 @@ wasi_status T(ritz)(real *S, real *right, real *W, const real *V, real *X, const
             r.Y[k * D + i] = (real)r.G[(D - 1 - k) * D + i];
     }
 
+    wasi_reuse(right, right + q * K);
+    wasi_reuse(r.rows, r.rows + n_threads * ROWS * K);
     WASI_TRY(wasi_parallel(n_threads, p, ROWS, T(long_vectors_part), &job));
     for (wasi_int i = 0; i < p; i++)
         memmove(W + i * K, W + i * l, (size_t)K * sizeof(real));
@@ -567,6 +574,7 @@ wasi_status T(gram_svd)(real *S, real *V, const real *A, wasi_int m, wasi_int n,
     WASI_TRY(T(gram)(G, A, m < n, p, q, gram, n_threads));
     if (!WASI_PICK(wasi_dall_finite)(G, q * q))
         return WASI_ERR_NONFINITE;
+    wasi_reuse(work, iwork + 3 + 5 * q);
     WASI_TRY(wasi_deigh(q, G, w, work, lwork, iwork));
     for (wasi_int k = 0; k < K; k++) {
         S[k] = (real)sqrt(WASI_MAX(w[q - 1 - k], 0));

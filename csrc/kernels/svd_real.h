@@ -160,6 +160,7 @@ wasi_status T(whiten)(real *S, const real *W, const double *C, double ridge, was
 {
     T(whiten_scratch) c;
     T(cut_whiten)(&c, wasi_scratch_on(scratch), O, I, n_threads);
+    wasi_reuse(c.work, c.iwork + 3 + 5 * WASI_MIN(O, I));
     if (!T_PICK(all_finite)(W, O * I) || !WASI_PICK(wasi_dall_finite)(C, I * I))
         return WASI_ERR_NONFINITE;
     wasi_int r = WASI_MIN(O, I);
@@ -196,6 +197,7 @@ wasi_status T(whiten_take)(real *L, real *R, const real *W, wasi_int O, wasi_int
             for (wasi_int k = 0; k < K; k++)
                 L[o * K + k] = (real)V[k * O + o];
     } else {
+        wasi_reuse(c.L, c.L + O * I);
         WASI_TRY(wasi_dgemm(false, true, O, K, I, 1, c.B, I, V, I, 0, c.L, K, n_threads));
         WASI_TRY(wasi_dorth(c.L, NULL, c.L, O, K, c.orth, n_threads)); /* divides by S, and more safely */
         for (wasi_int i = 0; i < O * K; i++)
