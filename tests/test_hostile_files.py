@@ -6,6 +6,7 @@
 import gzip
 import json
 import random
+import shutil
 import struct
 import tarfile
 import tracemalloc
@@ -17,12 +18,20 @@ import pytest
 from images import image_files, write_folder
 from mutate import mutate
 from readers import CORPUS, READERS, check
+from test_training import Batches
 
 import wasi
 from wasi.models import WeightsError
-from wasi.models.weights import TensorFile
-from wasi.training import dataset
+from wasi.models.methods import MethodOptions, apply_method
+from wasi.models.weights import TensorFile, check_numbers, write_tensors
+from wasi.training import checkpoint, dataset
+from wasi.training.callbacks import Callback
+from wasi.training.checkpoint import newest_checkpoint
+from wasi.training.config import EarlyStopping
 from wasi.training.data import open_splits
+from wasi.training.loop import TrainConfig, train
+from wasi.training.ranks import RankAdaptation
+from wasi.training.runlog import RunFolder
 
 FOUND = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
 
@@ -192,3 +201,72 @@ def test_nothing_that_runs_code_is_among_the_image_formats():
     assert not {"EPS", "PDF", "WMF", "GBR"} & set(dataset.FORMATS)
 
 
+# ---- runs that are to go on -------------------------------------------------------------------------------------------------
+
+
+class Kept(Batches):
+    """Batches that say where they stand."""
+
+    def state_dict(self):
+        return {"epoch": 0, "batch": 0}
+
+    def load_state_dict(self, state):
+        check_numbers("batches", state, ("epoch", "batch"))
+
+
+JUNK = ("x", None, -1, float("inf"), float("nan"), [], {}, 1.5, True, 2**70, [[]], {"a": 1})
+RESUMED = TrainConfig(epochs=3, optimizer="adamw", lr=1e-3, ema=0.9, adapt_ranks=RankAdaptation(every=1), track_subspaces=1,
+                      early_stopping=EarlyStopping(patience=2), checkpoint_every=1, keep=3)
+
+
+def places(value, at=()):
+    """Every place in nested dicts and lists."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*at, key)
+        yield from places(item, (*at, key))
+
+
+def test_a_checkpoint_that_says_nonsense_is_refused_before_the_run_goes_on(tmp_path, monkeypatch):
+    """One number, text or list of its state exchanged: the run goes on to its end, or the reader says what is wrong."""
+    def model():
+        return apply_method(wasi.create_model("vit_micro_patch4_32", seed=0, img_size=16, num_classes=3, embed_dim=8, depth=1,
+                                              num_heads=2),
+                            "wasi", MethodOptions(rank=2, activation_ranks=(1.0, 0.5, 4)), verbose=False)
+
+    class Killed(Callback):
+        def on_step_end(self, run):
+            if run.progress.step == 3:
+                raise KeyError("killed")
+
+    def run(resume):
+        loader = Kept(2)
+        return train(model(), loader, loader, RESUMED, RunFolder(tmp_path, resume=resume), progress=False,
+                     resume=newest_checkpoint(tmp_path) if resume else None, callbacks=() if resume else (Killed(),))
+
+    monkeypatch.setattr("wasi.training.loop.plot_curves", lambda *args: None)
+    with pytest.raises(KeyError):
+        run(False)
+    (tmp_path / "config.json").write_text("{}")
+    path = newest_checkpoint(tmp_path).path
+    file = TensorFile(path)
+    tensors, metadata = {name: file.raw(name) for name in file.names}, file.metadata
+    logs = {log: log.read_bytes() for log in tmp_path.glob("*.csv")}
+    whole = [(at, junk) for at in places(json.loads(metadata["checkpoint"])) for junk in JUNK]
+    n_refused = 0
+    for at, junk in random.Random(0).sample(whole, 60):
+        state = holder = json.loads(metadata["checkpoint"])
+        for key in at[:-1]:
+            holder = holder[key]
+        holder[at[-1]] = junk
+        spoilt = {**metadata, "checkpoint": json.dumps(state)}
+        checksums = {**json.loads(metadata["crc32"]), "metadata": checkpoint._metadata_checksum(spoilt)}
+        shutil.rmtree(path.parent)
+        path.parent.mkdir()
+        write_tensors(path, tensors, {**spoilt, "crc32": json.dumps(checksums)})
+        for log, content in logs.items():
+            log.write_bytes(content)
+        try:
+            run(True)
+        except (ValueError, OSError):
+            n_refused += 1
+    assert n_refused > 30

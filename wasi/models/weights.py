@@ -336,3 +336,13 @@ def check_arrays(what, arrays, shapes):
             wrong.append(f"{name}: holds NaN or Inf")
     if wrong:
         raise WeightsError(f"{what}: {'; '.join(wrong)}")
+
+
+def check_numbers(what, record, counts=(), reals=()):
+    """Raises WeightsError, naming all that is wrong, unless these entries of a JSON object are counts from 0, or finite."""
+    wrong = [f"{name}: expected a whole number from 0, got {record.get(name)!r}" for name in counts
+             if type(record.get(name)) is not int or not 0 <= record[name] < 2**53]
+    wrong += [f"{name}: expected a finite number, got {record.get(name)!r}" for name in reals
+              if type(record.get(name)) not in (int, float) or not abs(record[name]) < 1e300]
+    if wrong:
+        raise WeightsError(f"{what}: {'; '.join(wrong)}")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from tqdm.auto import tqdm
 
+from wasi.models.weights import check_numbers
 from wasi.training.memory import mib, rss_bytes
 from wasi.training.runlog import (
     RANK_FIELDS,
@@ -68,6 +69,7 @@ class CsvCallback(Callback):
         return {}, {"n_bytes": self._log.sync()}
 
     def load_state_dict(self, arrays, numbers):
+        check_numbers(self.name, numbers, ("n_bytes",))
         self._n_bytes = numbers["n_bytes"]
 
 
@@ -172,6 +174,7 @@ class Patience(Callback):
         return {}, {"best": self.best, "n_epochs": self.n_epochs}
 
     def load_state_dict(self, arrays, numbers):
+        check_numbers("early_stopping", numbers, ("n_epochs",), () if numbers["best"] is None else ("best",))
         self.best, self.n_epochs = numbers["best"], numbers["n_epochs"]
 
 

@@ -21,7 +21,14 @@ from wasi.layers.linear import LinearBase
 from wasi.layers.published import DenseWeightLinear, SvdLinear, WsiDenseLinear
 from wasi.models.factory import empty_model, open_model, restore_model
 from wasi.models.plan import Plan
-from wasi.models.weights import PARTIAL, WeightsError, check_arrays, model_tensors, write_tensors
+from wasi.models.weights import (
+    PARTIAL,
+    WeightsError,
+    check_arrays,
+    check_numbers,
+    model_tensors,
+    write_tensors,
+)
 from wasi.training.config import TrainConfig
 from wasi.training.runlog import environment
 
@@ -185,15 +192,13 @@ class Checkpoint:
                 raise CheckpointError(f"damaged: {', '.join(damaged)}")
             if self.state["format_version"] == 1:
                 self.state["parts"] |= {f"callback.{name}": {"n_bytes": n} for name, n in self.state["logs"].items()}
-            if not isinstance(self.state["environment"], dict):
-                raise CheckpointError("environment: expected an object")
+            for name in ("environment", "parts"):
+                if not isinstance(self.state[name], dict):
+                    raise CheckpointError(f"{name}: expected an object")
             if self.state.get("plan"):  # an older one, as this package writes it
                 self.state["plan"] = json.loads(json.dumps(Plan.of_record(self.state["plan"]).record()))
             self.progress = Progress(**self.state["progress"])
-            for name in ("step", "epoch", "done", "n", "saved_bytes", "counted_peak_bytes", "step_peak_bytes", "peak_rss_bytes"):
-                value = getattr(self.progress, name)
-                if type(value) is not int or value < 0:
-                    raise CheckpointError(f"progress: {name}: expected a number from 0, got {value!r}")
+            _check_progress(self.progress)
         except FileNotFoundError:
             raise
         except _MALFORMED as error:
@@ -278,6 +283,25 @@ class Checkpoint:
             raise CheckpointError(f"checkpoint {self.path.name}: of a run with {'; '.join(differs)}")
 
 
+def _check_progress(p):
+    """Raises WeightsError or CheckpointError unless a Progress read from a file can be gone on with."""
+    check_numbers("progress", vars(p), ("step", "epoch", "done", "n", "saved_bytes", "counted_peak_bytes", "step_peak_bytes",
+                                        "peak_rss_bytes"), ("loss_sum", "n_correct", "epoch_seconds"))
+    for i, record in enumerate(p.records):
+        check_numbers(f"progress: record {i}", record, ("epoch",), ("train_loss", "train_accuracy", "val_loss", "val_accuracy",
+                                                                    "seconds"))
+        if record.get("val_top5") is not None:
+            check_numbers(f"progress: record {i}", record, (), ("val_top5",))
+    if p.best is not None:
+        check_numbers("progress: best", p.best, ("epoch", "step"), ("val_accuracy", "val_loss"))
+    best = 0 if p.best is None else p.best["epoch"]
+    for name, good in (("best", (best >= 1) == bool(p.records) and best <= len(p.records)), ("n", p.n > 0 or p.done == 0),
+                       ("stopped", p.stopped is None or isinstance(p.stopped, str)),
+                       ("flops_per_image", type(p.flops_per_image) in (int, float))):
+        if not good:
+            raise CheckpointError(f"progress: {name}: got {getattr(p, name)!r}, which does not fit the rest")
+
+
 def _differences(theirs, mine):
     return [f"{k} {theirs.get(k)!r}, not {mine.get(k)!r}" for k in sorted(mine.keys() | theirs.keys())
             if mine.get(k) != theirs.get(k)]
@@ -327,6 +351,7 @@ def _set_model_state(model, record, arrays):
         own = {tail: a for tail, a in arrays.items() if tail.rpartition(".")[0] == name}
         modes = [own.pop(f"{name}.{mode}") for mode in range(len(own))]
         check_arrays("compression", dict(enumerate(modes)), {mode: a.shape for mode, a in enumerate(modes) if a.ndim == 2})
+        check_numbers(f"compression of {name}", dict(enumerate(about["ranks"])), (), range(len(about["ranks"])))
         modules[name].compression = ActivationCompression(tuple(about["ranks"]), about["method"])
         modules[name].compression.set_state(modes)
     frozen = set(record["frozen"])

@@ -228,10 +228,7 @@ class WasiClassifier:
 
 
 class ArrayLoader:
-    """Batches (images, labels) of arrays that are in memory; with a seed in a new random order each epoch.
-
-    Goes on where `state_dict` stood, as `Loader` does.
-    """
+    """Batches (images, labels) of arrays that are in memory; with a seed in a new random order each epoch."""
 
     def __init__(self, images, labels, rows, batch_size, seed=None):
         self._images, self._labels, self._rows = images, labels, rows

@@ -8,7 +8,7 @@ from wasi import linalg
 from wasi.layers import FactoredLinear
 from wasi.layers.lora import LoraLinear
 from wasi.layers.published import DenseWeightLinear
-from wasi.models.weights import check_arrays
+from wasi.models.weights import check_arrays, check_numbers
 
 
 class _Factors:
@@ -118,6 +118,8 @@ class WeightAverage:
             rank = len(arrays.get(f"R.{name}", R))
             shapes |= {f"L.{name}": (len(L), rank), f"R.{name}": (rank, R.shape[1])}
         check_arrays("ema", arrays, shapes)
+        check_numbers("ema", numbers, ("n_updates",))
+        check_numbers("ema: bounds", numbers["bounds"], (), self.bounds)
         self._means = {name: arrays[f"plain.{name}"] for name in self._means}
         self._factor_means = {name: (arrays[f"L.{name}"], arrays[f"R.{name}"]) for name in self._factor_means}
         self.n_updates, self.bounds = numbers["n_updates"], {name: numbers["bounds"][name] for name in self.bounds}

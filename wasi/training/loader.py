@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from wasi.models.weights import check_numbers
 from wasi.training.dataset import ImageError
 
 # Random streams: (seed, epoch, 0) the order of the images, (seed, epoch, 1, 1 + batch) what is drawn once a
@@ -115,8 +116,9 @@ class Loader:
                 raise ValueError(
                     f"{name}: the saved state is of a loader with {state[name]}, this one has {value}"
                 )
+        check_numbers("loader", state, ("epoch", "batch"))
         epoch, batch = state["epoch"], state["batch"]
-        if epoch < 0 or not 0 <= batch <= len(self):
+        if batch > len(self):
             raise ValueError(
                 f"batch: expected 0 to {len(self)} of an epoch from 0, got {batch} of epoch {epoch}"
             )

@@ -8,7 +8,7 @@ import numpy as np
 from wasi import linalg, ops
 from wasi.layers import FactoredLinear
 from wasi.linalg.wsi import MOMENTS
-from wasi.models.weights import WeightsError, check_arrays
+from wasi.models.weights import WeightsError, check_arrays, check_numbers
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -203,6 +203,12 @@ class Optimizer:
         if numbers["factored"].keys() != self.factored.keys():
             got = sorted(numbers["factored"])
             raise WeightsError(f"optimizer: expected steps of {sorted(self.factored)}, got those of {got}")
+        check_numbers("optimizer", numbers, ("n_steps",))
+        for name, (layer, _) in self.factored.items():
+            steps, new = numbers["factored"][name]
+            check_numbers(f"optimizer: {name}", {"steps": steps, "new directions": new}, ("steps", "new directions"))
+            if new >= layer.rank:
+                raise WeightsError(f"optimizer: {name}: expected fewer new directions than its rank {layer.rank}, got {new}")
         for name, array in mine.items():
             array[:] = ops.bf16_round(arrays[name]) if array.dtype == np.uint16 else arrays[name]
         self.n_steps = numbers["n_steps"]

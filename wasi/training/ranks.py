@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from wasi import linalg
+from wasi.models.weights import check_numbers
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class RankAdaptation:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.grow < self.shrink <= 1:
             raise ValueError(f"grow, shrink: expected 0 < grow < shrink <= 1, got {self.grow} and {self.shrink}")
+
+
+MOST_VOTES = 1000  # a checkpoint that says more of them is damaged
 
 
 @dataclass
@@ -91,6 +95,10 @@ class RankController:
         """Goes on from there. Raises ValueError for votes of other layers."""
         if numbers["votes"].keys() != self._votes.keys():
             raise ValueError(f"adapt_ranks: expected votes of {sorted(self._votes)}, got those of {sorted(numbers['votes'])}")
+        check_numbers("adapt_ranks", numbers, ("max_bytes",))
+        for name, votes in numbers["votes"].items():
+            if any(type(n) is not int or abs(n) > MOST_VOTES for n in votes.values()):
+                raise ValueError(f"adapt_ranks: votes of {name}: expected small whole numbers, got {votes!r}")
         self.max_bytes = numbers["max_bytes"]
         self._rng.bit_generator.state = numbers["rng"]
         self._votes = {name: _Votes(**votes) for name, votes in numbers["votes"].items()}
