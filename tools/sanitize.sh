@@ -3,6 +3,7 @@
 #
 #     tools/sanitize.sh address           red zones, undefined behaviour: every binding called well and badly, then all tests
 #     tools/sanitize.sh address --part 2/5    a fifth of that, for who has minutes and not an hour
+#     tools/sanitize.sh address --quick   bad calls of every binding, and some kernels on small shapes: a test of the suite
 #     tools/sanitize.sh address -k linear the tests that pytest is told to take
 #     tools/sanitize.sh leak              every binding, and what it left behind
 #     tools/sanitize.sh thread            the thread pool, by a plain C driver
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS=1
 
 build() {
     mkdir -p "$work"
-    cp -r csrc wasi tests benchmarks docs setup.py pyproject.toml README.md LICENSE MANIFEST.in "$work"
+    cp -r .ci csrc wasi tests benchmarks docs tools notebooks setup.py pyproject.toml MANIFEST.in LICENSE ./*.md ./*.cff "$work"
     rm -f "$work"/wasi/_core*.so
     (cd "$work" && WASI_SANITIZE=address,undefined python setup.py -q build_ext --inplace)
 }
@@ -28,12 +29,17 @@ watched() {
     LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" PYTHONPATH=. "$@"
 }
 
+# Left out: answers within a second or a minute, for everything is several times slower here; limits on address space, which the
+# shadow memory alone exceeds; measured memory and speed; rounding as good as PyTorch's, for which loops must be vectorised.
+left_out="within_a_second or killed_at_random or gibibyte or beyond_the_limit_is_refused_before_the or too_little_memory \
+or mapped_file_that_is_cut or what_the_step_touches or what_setup_keeps or full_ones_are_merged or test_norm and matches_torch"
+
 # Each file of tests in a process of its own, so that one finding does not hide the others.
 by_file() {
     local part=${1%/*} parts=${1#*/} i=0 failed=() began words
-    for file in bindings tests/test_*.py; do
+    for file in bindings $(ls tests/test_*.py | grep -v test_sanitized); do
         [ $((i++ % parts)) -eq $((part - 1)) ] || continue
-        words=(-m pytest -q -p no:cacheprovider "$file")
+        words=(-m pytest -q -p no:cacheprovider "$file" -k "not ($left_out)")
         [ "$file" != bindings ] || words=(tests/stress/bindings.py --calls 500)
         began=$SECONDS
         watched python "${words[@]}" > log 2>&1 || [ $? -eq 5 ] || failed+=("$file")  # 5: no test of this file was wanted
@@ -47,12 +53,19 @@ case $kind in
 address)
     build
     cd "$work"
-    export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=4
-    if [ $# -gt 0 ] && [ "$1" != --part ]; then
-        watched python -m pytest -q -p no:cacheprovider "$@"
-    else
-        by_file "${2:-1/1}"
-    fi
+    # Into files: pytest keeps what a process writes until its test is over, which this one does not live to see.
+    export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=4:log_path=$PWD/report
+    export UBSAN_OPTIONS=print_stacktrace=1:log_path=$PWD/report
+    rm -f report.*
+    trap 'cat report.* 2> /dev/null' EXIT
+    case ${1:-} in
+    --quick)
+        watched python -m pytest -q -p no:cacheprovider tests/test_bindings.py -k "refused or numbers or sequences or list"
+        watched python -m pytest -q -p no:cacheprovider tests/test_conv.py tests/test_linear.py
+        ;;
+    "" | --part) by_file "${2:-1/1}" ;;
+    *) watched python -m pytest -q -p no:cacheprovider "$@" ;;
+    esac
     ;;
 leak)
     build

@@ -125,11 +125,12 @@ def judge(rows, most_kib_a_minute, most_growth_kib):
     slow, median = np.quantile(speeds, 0.1), np.median(speeds)
     mib = rss[late] / 1024
     of = {name: theil_sen(minutes[late], columns[name][late]) for name in ("anonymous_bytes", "malloc_bytes", "python_blocks")}
-    text = (f"{minutes[-1]:.0f} minutes, {columns['updates'].sum():.0f} updates, {columns['images'].sum():.0f} images classified, "
-            f"{columns['files'].sum():.0f} files written; loss {columns['loss'][0]:.3f} to {columns['loss'][-1]:.3f}\n"
-            f"resident memory from a quarter on: {mib.min():.2f} to {mib.max():.2f} MiB, {slope:+.2f} KiB a minute, the last "
-            f"quarter's highest {growth:+.0f} KiB above the second's\n"
-            f"a minute, of it: {of['anonymous_bytes'] / 1024:+.2f} KiB that are no file's, {of['malloc_bytes'] / 1024:+.2f} KiB "
+    n_images = columns["images"].sum()
+    text = (f"{minutes[-1]:.0f} minutes, {columns['updates'].sum():.0f} updates, {n_images:.0f} images classified, "
+            f"{columns['files'].sum():.0f} files; loss {columns['loss'][0]:.3f} to {columns['loss'][-1]:.3f}\n"
+            f"resident memory from a quarter on: {mib.min():.2f} to {mib.max():.2f} MiB, {slope:+.2f} KiB a minute, the "
+            f"last quarter's highest {growth:+.0f} KiB above the second's\n"
+            f"a minute: {of['anonymous_bytes'] / 1024:+.2f} KiB that are no file's, {of['malloc_bytes'] / 1024:+.2f} KiB "
             f"given out by malloc, {of['python_blocks']:+.2f} blocks of the interpreter\n"
             f"updates a CPU second: median {median:.1f}, slowest tenth {slow:.1f}")
     return text, slope <= most_kib_a_minute and growth <= most_growth_kib and slow >= median / 2
