@@ -398,7 +398,7 @@ def edit(path, change):
     (lambda s: s.update(format_version=99), "format version 99; this package reads up to 2"),
     (lambda s: s.pop("progress"), "KeyError: 'progress'"),
     (lambda s: s["progress"].update(extra=1), "extra"),
-    (lambda s: s["progress"].update(step="4"), "progress: step: expected a number from 0, got '4'"),
+    (lambda s: s["progress"].update(step="4"), "progress: step: expected a whole number from 0, got '4'"),
 ])
 def test_what_cannot_be_read_is_named(tmp_path, change, message):
     folder, _, _ = run_whole(tmp_path, small_model, TrainConfig(epochs=1, **SGD))
