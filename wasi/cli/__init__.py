@@ -5,6 +5,7 @@ What each takes is in `arguments`.
 
 import argparse
 import importlib
+import os
 import sys
 import warnings
 
@@ -56,6 +57,9 @@ def main(argv=None):
     args = build_parser(argv).parse_args(argv)
     try:
         return importlib.import_module("wasi.cli." + args.command.replace("-", "_")).run(args)
+    except BrokenPipeError:  # who reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in buffers
+        return 0
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
         print(f"wasi {args.command}: {error}", file=sys.stderr)
         return 2

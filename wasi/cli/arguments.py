@@ -140,7 +140,7 @@ def compare(parser):
     """Trains by each method with each seed, each run in a process of its own, so that memory is measured apart. A seed fixes
     the order of the images and all random numbers. Writes results.json, comparison.md and comparison.png: accuracy against
     measured memory and time, mean and spread over seeds, Pareto front marked. Started again with the same options, it goes
-    on after the last finished run.
+    on after the last finished run; a run that fails leaves the others to go on.
     """
     parser.add_argument("--methods", default="dense,wsi", help=f"separated by commas, out of {', '.join(METHODS)}; a method may "
                         "have options of its own, as in dense,wsi:rank=16,wsi:rank=32:lr=0.01")

@@ -31,6 +31,7 @@ def run(args):
         check_settings(folder, words)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "compare.json", {"methods": methods, "seeds": seeds, "arguments": vars(args)})
+    failed = 0
     for number, (method, seed, folder, words) in enumerate(planned, 1):
         if read_result(folder) is not None:
             continue
@@ -41,11 +42,15 @@ def run(args):
             shutil.rmtree(folder)  # began and did not come to a checkpoint
         status = options.run_in_child(words, silent=True)
         result = read_result(folder)
+        if status == 2:  # an error, which the run has told: the others may do better
+            print(f"{label}: failed", flush=True)
+            failed = status
+            continue
         if status or result is None:
             print(f"{label}: stopped; the same command goes on from here")
             return status or 1
         print(f"{label}: {100 * result['val_accuracy']:.1f} %, {result['seconds_per_step']:.3f} s a step", flush=True)
-    return report(out)
+    return report(out) or failed
 
 
 def split_methods(text):

@@ -14,8 +14,9 @@ from wasi.models.tokenizer import TokenizerError, load_tokenizer
 from wasi.models.vit import VisionTransformer, ViTConfig
 from wasi.models.weights import LoadReport, WeightsError, load_weights, save_model
 
-__all__ = ["FactorizedLayer", "InferenceChoice", "Llama", "LlamaConfig", "LoadReport", "MethodOptions", "ResNet", "ResNetConfig",
-           "SwinConfig", "SwinTransformer", "TokenizerError", "ViTConfig", "VisionTransformer", "WeightsError",
-           "apply_method", "create_model", "export", "factorization_table", "factorize", "find_targets", "generate", "list_models",
-           "load_llama", "load_model", "load_tokenizer", "load_weights", "merge", "optimize_for_inference",
+__all__ = ["FactorizedLayer", "InferenceChoice", "Llama", "LlamaConfig", "LoadReport", "MethodOptions",
+           "ResNet", "ResNetConfig", "SwinConfig", "SwinTransformer", "TokenizerError", "ViTConfig",
+           "VisionTransformer", "WeightsError", "apply_method", "create_model", "export",
+           "factorization_table", "factorize", "find_targets", "generate", "list_models", "load_llama",
+           "load_model", "load_tokenizer", "load_weights", "merge", "optimize_for_inference",
            "perplexity", "save_hugging_face", "save_model"]

@@ -191,7 +191,10 @@ def _chosen(method, options, linears, exclude_modules):
     trained = [name for name, linear in linears.items() if linear.weight.requires_grad]
     targets = options.targets or ("mlp",)
     named = [t for t in targets if t != ALL_LINEAR]
-    names = match_targets(trained, named, exclude_modules) if named else []
+    try:
+        names = match_targets(trained, named, exclude_modules) if named else []
+    except ValueError as error:
+        raise ValueError(f"{error}; {ALL_LINEAR!r} takes every one") from None
     if ALL_LINEAR in targets:
         excluded = set(match_targets(trained, exclude_modules)) if exclude_modules else set()
         names = [name for name in trained if name not in excluded]
