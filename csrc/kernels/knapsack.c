@@ -123,6 +123,74 @@ static void sift_down(int32_t *heap, int64_t size, int64_t i, const int64_t *at,
     }
 }
 
+/* What the groups from each on cost at least, and the solutions known of them: `multiplier` picks these, `slope`, a finite
+ * one, bounds. */
+static void bound_tails(tables *t, const double *values, const double *weights, const int64_t *first, wasi_int n,
+                        double multiplier, double slope)
+{
+    t->tail_min[n] = t->tail_bound[n] = 0;
+    t->tail_known[n] = (sums){0, 0};
+    for (wasi_int g = n - 1; g >= 0; g--) {
+        const double *v = values + first[g], *w = weights + first[g];
+        int64_t count = first[g + 1] - first[g];
+        int64_t likely = minimiser(v, w, count, multiplier), bound = minimiser(v, w, count, slope);
+        t->tail_min[g] = t->tail_min[g + 1] + w[minimiser(v, w, count, INFINITY)];
+        t->tail_bound[g] = t->tail_bound[g + 1] + (v[bound] + slope * w[bound]);
+        t->tail_known[g].value = t->tail_known[g + 1].value + v[likely];
+        t->tail_known[g].weight = t->tail_known[g + 1].weight + w[likely];
+    }
+}
+
+typedef struct {
+    double limit, slope;
+    double known;      /* the least value of the solutions known */
+    int64_t used, max; /* sums in the pool, and room there */
+} search;
+
+/* S_g+1 from S_g and the choices v, w of group g. */
+static wasi_status add_group(tables *t, search *s, wasi_int g, const double *v, const double *w, int64_t size)
+{
+    /* Sums in another order than that of the groups may round otherwise: bounds get room, solutions known lose some. */
+    const double room = 1e-12;
+    const double *sv = t->value + t->start[g], *sw = t->weight + t->start[g];
+    int64_t n_sums = t->start[g + 1] - t->start[g];
+    for (int64_t c = 0; c < size; c++) {
+        t->at[c] = 0;
+        t->heap[c] = (int32_t)c;
+    }
+    for (int64_t i = size / 2 - 1; i >= 0; i--)
+        sift_down(t->heap, size, i, t->at, v, w, sv, sw);
+    double last_value = INFINITY;
+    while (size > 0) {
+        int32_t c = t->heap[0];
+        int64_t from = t->at[c]++;
+        double new_value = sv[from] + v[c], new_weight = sw[from] + w[c];
+        if (t->at[c] == n_sums)
+            t->heap[0] = t->heap[--size];
+        if (size > 0)
+            sift_down(t->heap, size, 0, t->at, v, w, sv, sw);
+        if ((new_weight + t->tail_min[g + 1]) * (1 - room) > s->limit)
+            break; /* those to come are heavier */
+        if (new_value >= last_value)
+            continue;
+        last_value = new_value;
+        if (new_weight + t->tail_known[g + 1].weight <= s->limit * (1 - room))
+            s->known = WASI_MIN(s->known, new_value + t->tail_known[g + 1].value);
+        double bound = new_value + t->tail_bound[g + 1] - s->slope * (s->limit - new_weight);
+        if (bound > s->known + room * (new_value + t->tail_bound[g + 1] + s->slope * s->limit + s->known))
+            continue;
+        if (s->used == s->max)
+            return WASI_ERR_MEMORY;
+        t->value[s->used] = new_value;
+        t->weight[s->used] = new_weight;
+        t->parent[s->used] = (int32_t)from;
+        t->pick[s->used] = c;
+        s->used++;
+    }
+    t->start[g + 2] = s->used;
+    return WASI_OK;
+}
+
 wasi_status wasi_knapsack(int32_t *choice, double *value, double *weight, const double *values, const double *weights,
                           const int64_t *first, wasi_int n, double limit, wasi_int max_states, void *work)
 {
@@ -148,73 +216,24 @@ wasi_status wasi_knapsack(int32_t *choice, double *value, double *weight, const 
 
     tables t;
     cut(&t, n, first[n], max_states, wasi_scratch_on(work));
-    double multiplier = best_multiplier(values, weights, first, n, limit), known = lightest.value;
-    if (!isinf(multiplier))
-        known = WASI_MIN(known, solution_at(values, weights, first, n, multiplier).value);
-    double slope = isinf(multiplier) ? 0 : multiplier; /* where none is finite: bound by values alone */
-    t.tail_min[n] = t.tail_bound[n] = 0;
-    t.tail_known[n] = (sums){0, 0};
-    for (wasi_int g = n - 1; g >= 0; g--) {
-        const double *v = values + first[g], *w = weights + first[g];
-        int64_t count = first[g + 1] - first[g];
-        int64_t likely = minimiser(v, w, count, multiplier), bound = minimiser(v, w, count, slope);
-        t.tail_min[g] = t.tail_min[g + 1] + w[minimiser(v, w, count, INFINITY)];
-        t.tail_bound[g] = t.tail_bound[g + 1] + (v[bound] + slope * w[bound]);
-        t.tail_known[g].value = t.tail_known[g + 1].value + v[likely];
-        t.tail_known[g].weight = t.tail_known[g + 1].weight + w[likely];
-    }
-
-    /* Sums in another order than that of the groups may round otherwise: bounds get room, solutions known lose some. */
-    const double room = 1e-12;
-    int64_t used = 1;
+    double multiplier = best_multiplier(values, weights, first, n, limit);
+    search s = {.limit = limit, .slope = multiplier, .known = lightest.value, .used = 1, .max = max_states};
+    if (isinf(multiplier))
+        s.slope = 0; /* bound by values alone */
+    else
+        s.known = WASI_MIN(s.known, solution_at(values, weights, first, n, multiplier).value);
+    bound_tails(&t, values, weights, first, n, multiplier, s.slope);
     t.value[0] = t.weight[0] = 0;
     t.parent[0] = t.pick[0] = 0;
     t.start[0] = 0;
     t.start[1] = 1;
-    for (wasi_int g = 0; g < n; g++) {
-        const double *v = values + first[g], *w = weights + first[g];
-        const double *sv = t.value + t.start[g], *sw = t.weight + t.start[g];
-        int64_t n_sums = t.start[g + 1] - t.start[g], size = first[g + 1] - first[g];
-        for (int64_t c = 0; c < size; c++) {
-            t.at[c] = 0;
-            t.heap[c] = (int32_t)c;
-        }
-        for (int64_t i = size / 2 - 1; i >= 0; i--)
-            sift_down(t.heap, size, i, t.at, v, w, sv, sw);
-        double last_value = INFINITY;
-        while (size > 0) {
-            int32_t c = t.heap[0];
-            int64_t from = t.at[c]++;
-            double new_value = sv[from] + v[c], new_weight = sw[from] + w[c];
-            if (t.at[c] == n_sums)
-                t.heap[0] = t.heap[--size];
-            if (size > 0)
-                sift_down(t.heap, size, 0, t.at, v, w, sv, sw);
-            if ((new_weight + t.tail_min[g + 1]) * (1 - room) > limit)
-                break; /* those to come are heavier */
-            if (new_value >= last_value)
-                continue;
-            last_value = new_value;
-            if (new_weight + t.tail_known[g + 1].weight <= limit * (1 - room))
-                known = WASI_MIN(known, new_value + t.tail_known[g + 1].value);
-            double bound = new_value + t.tail_bound[g + 1] - slope * (limit - new_weight);
-            if (bound > known + room * (new_value + t.tail_bound[g + 1] + slope * limit + known))
-                continue;
-            if (used == max_states)
-                return WASI_ERR_MEMORY;
-            t.value[used] = new_value;
-            t.weight[used] = new_weight;
-            t.parent[used] = (int32_t)from;
-            t.pick[used] = c;
-            used++;
-        }
-        t.start[g + 2] = used;
-    }
+    for (wasi_int g = 0; g < n; g++)
+        WASI_TRY(add_group(&t, &s, g, values + first[g], weights + first[g], first[g + 1] - first[g]));
 
     int64_t best = -1;
-    for (int64_t s = t.start[n]; s < t.start[n + 1]; s++) /* the last that fits has the least value */
-        if (t.weight[s] <= limit)
-            best = s;
+    for (int64_t i = t.start[n]; i < t.start[n + 1]; i++) /* the last that fits has the least value */
+        if (t.weight[i] <= limit)
+            best = i;
     *value = t.value[best];
     *weight = t.weight[best];
     for (wasi_int g = n; g > 0; g--) {
