@@ -171,7 +171,7 @@ def open_windows(path, tokenizer, length, held_out=0.1):
 
 
 def encode_lines(text, tokenizer):
-    """Ids of a long text, encoded line by line, as merging pairs takes the square of a piece's length."""
+    """Ids of a long text, encoded line by line, without marks of the beginning."""
     ids = []
     for line in text.splitlines(keepends=True):
         ids += tokenizer.encode(line, bos=False)
