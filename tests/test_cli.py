@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 import wasi
 from wasi.cli import main
+from wasi.cli.train import better_epoch
 from wasi.training.data import open_splits
 from wasi.training.runlog import read_csv
 
@@ -137,6 +138,17 @@ def test_photos_as_people_have_them_train_are_evaluated_and_predicted(folder, tm
     assert lines[0] == "file,class1,probability1,class2,probability2" and len(lines) == 13
     assert [line.split(",")[:2] for line in lines[1:]] == [[row["file"], row["class"]] for row in rows[12:24]]
     assert main(["predict", run, "nowhere.jpg"]) == main(["predict", run, str(folder), "--top", "0"]) == 2
+
+
+def test_a_better_epoch_than_the_last_is_named(tmp_path):
+    file = tmp_path / "checkpoints" / "step-00000004.safetensors"
+    result = {"best": {"epoch": 2, "step": 4, "val_accuracy": 0.5, "val_loss": 1.25}, "val_loss": 1.5, "config": {"ema": None}}
+    assert better_epoch("wsi", tmp_path, result) == []  # its checkpoint is not there
+    file.parent.mkdir()
+    file.touch()
+    assert better_epoch("wsi", tmp_path, {**result, "val_loss": 1.25}) == []
+    (line,) = better_epoch("wsi", tmp_path, result)
+    assert line.startswith(f"wsi was best in epoch 2, top-1 50.0 %, loss 1.250: {file}")
 
 
 def test_a_set_with_some_of_the_classes_is_labelled_by_the_models(folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 from wasi.cli import build_parser, options, texts
 from wasi.models.methods import apply_method, freeze_parameters
 from wasi.models.plan import Plan
-from wasi.training.checkpoint import list_checkpoints, newest_checkpoint
+from wasi.training.checkpoint import checkpoint_path, list_checkpoints, newest_checkpoint
 from wasi.training.loop import train
 from wasi.training.memory import mib, release_freed, rss_bytes
 from wasi.training.runlog import RunFolder, environment, plot_curves, read_result, read_steps
@@ -131,16 +131,27 @@ def summarise(out, methods, task):
     folders = {m: out / m if len(methods) > 1 else out for m in methods}
     lines = [f"| method | parameters | {'perplexity' if language else 'top-1'} | seconds a step | peak memory above start | "
              "of it in steps |", "|---|---|---|---|---|---|"]
-    curves = {}
+    curves, better = {}, []
     for method, folder in folders.items():
         r = json.loads((folder / "result.json").read_text())
         losses = [epoch["val_loss"] for epoch in r["epochs"]]
         reached = f"{math.exp(r.get('val_loss', losses[-1])):.2f}" if language and losses else f"{100 * r['val_accuracy']:.1f} %"
         lines.append(f"| {method} | {r['parameters']:,} | {reached} | {r['seconds_per_step']:.3f} | "
                      f"{mib(r['peak_rss_above_start_bytes']):.0f} MiB | {mib(r['step_peak_bytes']):.0f} MiB |")
+        better += better_epoch(method, folder, r)
         curves[method] = (read_steps(folder / "steps.csv"), r["epochs"])
     table = "\n".join(lines)
     (out / "summary.md").write_text(table + "\n")
     if len(methods) > 1:
         plot_curves(curves, out / "curves.png")
-    return f"{table}\nwritten to {out}"
+    return "\n".join([table, *better, f"written to {out}"])
+
+
+def better_epoch(method, folder, result):
+    """A line for people, in a list, where an earlier epoch was better than the model that a run left."""
+    best = result.get("best")
+    file = checkpoint_path(folder, best["step"]) if best else None
+    if file is None or best["val_loss"] == result.get("val_loss") or result["config"].get("ema") or not file.is_file():
+        return []  # of averaged weights a checkpoint is not the model that was validated
+    return [f"{method} was best in epoch {best['epoch']}, top-1 {100 * best['val_accuracy']:.1f} %, loss {best['val_loss']:.3f}: "
+            f"{file} (--early-stopping leaves that model)"]
