@@ -33,8 +33,8 @@ RUNS = {
     "dense": ("dense", (2e-4, 5e-4, 1.5e-3), {}),
     "lora, rank 8": ("lora", (1.5e-3, 5e-3), {"rank": 8}),
     "qlora, rank 8 over 4 bits": ("qlora", (1.5e-3, 5e-3), {"rank": 8}),
-    "wsi, 0.95": ("wsi", (2e-4, 5e-4), {"variance": 0.95}),
-    "wasi, 0.95": ("wasi", (2e-4, 5e-4), {"variance": 0.95}),
+    "wsi, 0.95": ("wsi", (5e-4, 1.5e-3), {"variance": 0.95}),
+    "wasi, 0.95": ("wasi", (5e-4, 1.5e-3), {"variance": 0.95}),
     "qwasi, rank 8 over 4 bits": ("qwasi", (5e-4, 1.5e-3), {"rank": 8}),
 }
 HELD_OUT = 1000
