@@ -101,6 +101,14 @@ SCRATCH = {
     "lora, as many parameters": Row("lora", _SCRATCH_LRS, share=0.5),
     "qwasi, 8 bits, rank 24": Row("qwasi", _SCRATCH_LRS, options={"rank": 24, "bits": 8}),
 }
+TRANSFER = {
+    "dense": Row("dense", (0.01, 0.03)),
+    "qwasi, 4 bits, rank 8": Row("qwasi", (0.01, 0.03), options={"rank": 8}),
+    "qlora, 4 bits, rank 8": Row("qlora", (0.03, 0.1), options={"rank": 8}),
+    "lora, rank 8": Row("lora", (0.03, 0.1), options={"rank": 8}),
+    "wsi, half the parameters": Row("wsi", (0.01, 0.03), share=0.5),
+    "wasi, half the parameters": Row("wasi", (0.01, 0.03), share=0.5),
+}
 _MICRO = {"micro_batch": 8}
 _QWASI = {"rank": 12, "bits": 8}
 COST = {
@@ -126,6 +134,9 @@ TABLES = {
     "scratch": ("Training from scratch", SCRATCH,
                 {"model": "vit_micro_patch4_32", "img_size": 32, "epochs": 10, "batch_size": 32, "optimizer": "adamw",
                  "weight_decay": 0.05, "warmup": 100, "limit": 10000}),
+    **{name: ("Transfer from animals to vehicles", TRANSFER,
+              {**_PRETRAINED, "model": model, "img_size": 32, "epochs": 5, "limit": 1000})
+       for name, model in (("swin", "swin_micro_patch2_window4_32"), ("resnet", "resnet_micro_32"))},
 }
 
 

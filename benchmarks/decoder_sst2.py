@@ -92,11 +92,13 @@ def fine_tune(data, tokenizer, weights, run, lr, epochs, seed, limit):
 
 
 def trained(args, run, lr, seed):
-    """The record of one run, made unless its file holds it."""
+    """The record of one run, made unless its file holds it; None where it does not and args.finished forbids to make it."""
     path = Path(args.runs) / f"{run.replace(', ', '-').replace(' ', '-')}_lr-{lr:g}_seed-{seed}.json"
     words = {"data": args.data, "tokenizer": args.tokenizer, "weights": args.weights, "run": run, "lr": lr, "epochs": args.epochs,
              "seed": seed, "limit": args.limit}
     if not path.exists():
+        if args.finished:
+            return None
         record = harness.run_isolated(fine_tune, words, steps=1, warmup=0, threads=args.threads)
         Path(args.runs).mkdir(parents=True, exist_ok=True)
         write_json(path, record)
@@ -175,6 +177,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--limit", type=int, help="training sentences (default: all but those held out)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--finished", action="store_true", help="train nothing: the table of the runs that are there")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", metavar="NAME", help="write NAME.json and NAME.md to benchmarks/results/, anew after every run")
     args = parser.parse_args()
@@ -183,9 +186,10 @@ def main():
         for run in args.methods:
             before = results.setdefault(run, [])
             rates = [before[0]["args"]["lr"]] if before else RUNS[run][1]
-            tried = [trained(args, run, lr, seed) for lr in rates]
-            before.append(max(tried, key=lambda r: r["values"]["accuracy held out"]))
-        write_table(args, results)
+            tried = [record for lr in rates if (record := trained(args, run, lr, seed))]
+            if tried:
+                before.append(max(tried, key=lambda r: r["values"]["accuracy held out"]))
+        write_table(args, {run: records for run, records in results.items() if records})
 
 
 if __name__ == "__main__":
