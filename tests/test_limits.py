@@ -1,12 +1,15 @@
 """What surrounds a process: address space, files that change under it, clocks, state that is others'."""
 
+import copy
 import os
+import pickle
 import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -136,7 +139,6 @@ def trained():
 
 def test_no_global_state_of_others_is_changed():
     import locale
-    import threading
     import warnings
 
     from threadpoolctl import threadpool_info
@@ -184,6 +186,64 @@ def test_inside_pytorchs_loaders_after_a_threaded_product(torch, start):
         assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
     finally:
         wasi.set_num_threads(before)
+
+
+def product_and_model(i):
+    """What a worker of joblib makes: a threaded product and a trained model."""
+    wasi.set_num_threads(2)
+    return Products()[i].tobytes(), trained()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["loky", "threading", "multiprocessing"])
+def test_inside_joblib_after_a_threaded_product(backend):
+    joblib = pytest.importorskip("joblib", reason="needs joblib: pip install joblib")
+    before = wasi.get_num_threads()
+    try:
+        want = [product_and_model(i) for i in range(4)]
+        workers = joblib.Parallel(n_jobs=2, backend=backend, timeout=60)
+        assert workers(joblib.delayed(product_and_model)(i) for i in range(4)) == want
+    finally:
+        wasi.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", ["dense", "wasi", "qwasi", "lora", "wsi-dense"])
+def test_a_model_is_copied_pickled_and_asked_by_several_threads(method):
+    model = apply_method(small_model(), method, MethodOptions(rank=4), verbose=False)
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), np.uint8)
+    want, got = model.forward(images), []
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(other.forward(images), want)
+    threads = [threading.Thread(target=lambda: got.extend(np.array_equal(model.forward(images), want) for _ in range(5)))
+               for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == 15 * [True]
+
+
+def test_an_arena_is_not_copied():
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot pickle 'wasi.Arena' object"):
+            way(wasi.Arena(2**20))
+
+
+def test_a_process_that_ends_while_a_thread_trains():
+    child = in_child(TRAIN.replace("set_num_threads(1)", "set_num_threads(2)") + """
+import threading
+stepped = threading.Event()
+class Step:
+    def __len__(self):
+        return 10**6
+    def __iter__(self):
+        for i in range(10**6):
+            yield batches[0]
+            stepped.set()
+threading.Thread(target=lambda: train(model, Step(), batches, TrainConfig(epochs=1), progress=False), daemon=True).start()
+stepped.wait(60)
+""")
+    assert child.returncode == 0 and not child.stderr
 
 
 def test_a_sub_interpreter_is_refused():

@@ -25,6 +25,8 @@ from wasi.models.methods import MethodOptions, apply_method
 from wasi.models.plan import Plan, PlanError
 from wasi.models.tokenizer import ByteTokenizer
 from wasi.models.weights import TensorFile, load_weights, model_tensors, write_tensors
+from wasi.reports.curves import memory_lines
+from wasi.reports.runs import read_run
 from wasi.training import checkpoint, dataset
 from wasi.training.data import open_splits
 from wasi.training.dataset import ImageError
@@ -37,6 +39,8 @@ MOST_BYTES, MOST_SECONDS = 64 * 2**20, 1.0
 
 CONFIG = {"img_size": 8, "num_classes": 2, "embed_dim": 8, "depth": 1, "num_heads": 2}
 LLAMA = {"vocab_size": 11, "embed_dim": 8, "hidden_dim": 12, "depth": 1, "num_heads": 2, "num_kv_heads": 1, "max_length": 6}
+
+RESNET = {"img_size": 8, "num_classes": 2, "widths": (4, 4), "depths": (1, 1)}
 
 
 class Finding(AssertionError):
@@ -112,6 +116,8 @@ def _models():
         yield apply_method(_vit(), method, MethodOptions(rank=2, lora_rank=2, start="svd" if method == "qwasi" else None),
                            calibration if method.startswith("svd-llm") else None, verbose=False)
     yield wasi.create_model("llama_micro", **LLAMA)
+    for method in ("dense", "wasi"):
+        yield apply_method(wasi.create_model("resnet18", **RESNET), method, MethodOptions(rank=2), verbose=False)
 
 
 def _bytes_of(write):
@@ -271,34 +277,54 @@ def _read_plan(path):
         plan.check(_vit())
 
 
-def _write_run(path, data):
+def _write_run(path, data, files=None):
     """The first byte says which file of a run folder the rest is."""
+    files = files or _LOGS
     path.mkdir(exist_ok=True)
-    for name in _RUN_FILES:
-        (path / name).write_bytes(_run_seeds()[_RUN_FILES.index(name)][1:])
-    (path / _RUN_FILES[data[0] % len(_RUN_FILES) if data else 0]).write_bytes(data[1:])
-
-
-_RUN_FILES = ("result.json", "steps.csv", "ranks.csv")
+    for name in files:
+        (path / name).write_bytes(_run_files()[name])
+    (path / files[data[0] % len(files) if data else 0]).write_bytes(data[1:])
 
 
 @functools.cache
-def _run_seeds():
+def _run_files():
+    """{name: content} of the files of a run folder."""
     from wasi.training.loop import TrainConfig, train
     from wasi.training.ranks import RankAdaptation
-    from wasi.training.runlog import RunFolder
+    from wasi.training.runlog import RunFolder, environment
 
     with tempfile.TemporaryDirectory() as folder:
         model = apply_method(_vit(), "wsi", MethodOptions(rank=2), verbose=False)
-        train(model, _Steps(), _Steps(), TrainConfig(epochs=2, checkpoint_every=0, adapt_ranks=RankAdaptation(every=1)),
-              RunFolder(folder), progress=False)
-        return [bytes([i]) + (Path(folder) / name).read_bytes() for i, name in enumerate(_RUN_FILES)]
+        config = TrainConfig(epochs=2, checkpoint_every=0, track_subspaces=1, adapt_ranks=RankAdaptation(every=1))
+        train(model, _Steps(), _Steps(), config, RunFolder(folder), progress=False)
+        settings = {"method": "wsi", "environment": environment(), "arguments": ["--rank", "2"], "start_rss_bytes": 10**8}
+        (Path(folder) / "config.json").write_text(json.dumps(settings))
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.suffix in (".json", ".csv")}
+
+
+def _run_seeds(n=3):
+    return [bytes([i]) + _run_files()[name] for i, name in enumerate((*_LOGS, *_TOLD)[:n])]
+
+
+_LOGS = ("result.json", "steps.csv", "ranks.csv")  # read by plots and --resume
+_TOLD = ("config.json", "epochs.json", "layers.json", "subspaces.csv")  # and by reports
 
 
 def _read_run(path):
     read_result(path)
     read_steps(path / "steps.csv")
     read_csv(path / "ranks.csv")
+
+
+def _write_report(path, data):
+    _write_run(path, data, (*_LOGS, *_TOLD))
+
+
+def _read_report(path):
+    """What a report tells of a run; its page is drawn in test_report.py."""
+    run = read_run(path, "run")
+    memory_lines(run)
+    _ = run.method, run.environment, run.counted_peak_bytes, run.measured_peak_bytes
 
 
 # ---- images and texts ------------------------------------------------------------------------------------------------------
@@ -367,7 +393,8 @@ READERS = {
     "tokenizer-bin": Reader("tokenizer.bin", _read_tokenizer, _tokenizer_seeds),
     "tokenizer-json": Reader("tokenizer.json", _read_tokenizer, _tokenizer_json_seeds),
     "plan": Reader("plan.json", _read_plan, lambda: list(_plan_seeds())),
-    "run": Reader("run", _read_run, lambda: list(_run_seeds()), _write_run),
+    "run": Reader("run", _read_run, _run_seeds, _write_run),
+    "report": Reader("run", _read_report, lambda: _run_seeds(7), _write_report),
     "tar": Reader("images.tar", _read_images, lambda: [_tar_bytes()]),
     "tar-gz": Reader("images.tar.gz", _read_images, lambda: [_tar_bytes(compressed=True)]),
     "npz": Reader("images.npz", _read_images, lambda: [_npz_bytes(np.savez), _npz_bytes(np.savez_compressed)]),
