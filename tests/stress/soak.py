@@ -6,12 +6,13 @@ One thread trains a model of the given method over and over the shipped images, 
 merged copy that it loads anew from the newest file, as a server would. Every half minute a row: resident memory (all of it, and
 what is no file's), the interpreter's blocks, what malloc has given out, loss, updates and images a second.
 
-Memory is judged from a quarter of the time on, when every cache has been filled, by two numbers. The slope is Theil-Sen's, the
-median over all pairs of rows: resident memory falls when the system takes file pages back and rises when they are read again, and
-a least squares line takes one such dip for a leak. Growth is the highest row of the last quarter less that of the second, which
-sees what grows by jumps. Four KiB a minute are some forty bytes an update: less than one array's header, kept once an update. The
-process ends with an error if either is too large, a loss was not finite, an answer of the merged model was other than the
-first for the same file, or the slowest tenth of the intervals made less than half of the updates of the median.
+Memory is judged from a quarter of the time on, when every cache has been filled, by two numbers, of all resident memory and of
+the part that is no file's. The slope is Theil-Sen's, the median over all pairs of rows: resident memory falls when the system
+takes file pages back and rises when they are read again, and a least squares line takes one such dip for a leak. Growth is the
+highest row of the last quarter less that of the second, which sees what grows by jumps. Four KiB a minute are some forty bytes an
+update: less than one array's header, kept once an update. The process ends with an error if any is too large, a loss was not
+finite, an answer of the merged model was other than the first for the same file, or the slowest tenth of the intervals made less
+than half of the updates of the median.
 """
 
 import argparse
@@ -116,24 +117,36 @@ COLUMNS = ["minutes", "rss_bytes", "anonymous_bytes", "malloc_bytes", "python_bl
 def judge(rows, most_kib_a_minute, most_growth_kib):
     """(what the rows say, whether memory and speed held still). rows: (n, len(COLUMNS))"""
     columns = dict(zip(COLUMNS, rows.T))
-    minutes, rss = columns["minutes"], columns["rss_bytes"] / 1024
-    quarter = len(rows) // 4
-    late = slice(quarter, None)
-    slope = theil_sen(minutes[late], rss[late])
-    growth = rss[-quarter:].max() - rss[quarter : 2 * quarter].max()
+    minutes, quarter = columns["minutes"], len(rows) // 4
+    late, still = slice(quarter, None), True
+    total = {name: columns[name].sum() for name in ("updates", "images", "files")}
+    lines = [f"{minutes[-1]:.0f} minutes, {total['updates']:.0f} updates, {total['images']:.0f} images classified, "
+             f"{total['files']:.0f} files; loss {columns['loss'][0]:.3f} to {columns['loss'][-1]:.3f}"]
+    for name, what in (("rss_bytes", "resident"), ("anonymous_bytes", "of it no file's")):
+        kib = columns[name] / 1024
+        slope, growth = theil_sen(minutes[late], kib[late]), kib[-quarter:].max() - kib[quarter : 2 * quarter].max()
+        still &= slope <= most_kib_a_minute and growth <= most_growth_kib
+        lines.append(f"{what}, from a quarter on: {kib[late].min() / 1024:.2f} to {kib[late].max() / 1024:.2f} MiB, "
+                     f"{slope:+.2f} KiB a minute, the last quarter's highest {growth:+.0f} KiB above the second's")
+    lines.append(f"a minute: {theil_sen(minutes[late], columns['malloc_bytes'][late]) / 1024:+.2f} KiB given out by malloc, "
+                 f"{theil_sen(minutes[late], columns['python_blocks'][late]):+.2f} blocks of the interpreter")
     speeds = columns["updates"] / columns["cpu_seconds"]
     slow, median = np.quantile(speeds, 0.1), np.median(speeds)
-    mib = rss[late] / 1024
-    of = {name: theil_sen(minutes[late], columns[name][late]) for name in ("anonymous_bytes", "malloc_bytes", "python_blocks")}
-    n_images = columns["images"].sum()
-    text = (f"{minutes[-1]:.0f} minutes, {columns['updates'].sum():.0f} updates, {n_images:.0f} images classified, "
-            f"{columns['files'].sum():.0f} files; loss {columns['loss'][0]:.3f} to {columns['loss'][-1]:.3f}\n"
-            f"resident memory from a quarter on: {mib.min():.2f} to {mib.max():.2f} MiB, {slope:+.2f} KiB a minute, the "
-            f"last quarter's highest {growth:+.0f} KiB above the second's\n"
-            f"a minute: {of['anonymous_bytes'] / 1024:+.2f} KiB that are no file's, {of['malloc_bytes'] / 1024:+.2f} KiB "
-            f"given out by malloc, {of['python_blocks']:+.2f} blocks of the interpreter\n"
-            f"updates a CPU second: median {median:.1f}, slowest tenth {slow:.1f}")
-    return text, slope <= most_kib_a_minute and growth <= most_growth_kib and slow >= median / 2
+    lines.append(f"updates a CPU second: median {median:.1f}, slowest tenth {slow:.1f}")
+    return "\n".join(lines), bool(still and slow >= median / 2)
+
+
+def table(rows, n=8):
+    """The rows in n lines of Markdown."""
+    lines = ["| minutes | resident MiB | no file's | updates | a CPU second | images | loss |", "|---|---|---|---|---|---|---|"]
+    for part in np.array_split(rows, n):
+        c = dict(zip(COLUMNS, part.T))
+        rss, own = c["rss_bytes"] / 2**20, c["anonymous_bytes"] / 2**20
+        lines.append(f"| {c['minutes'][0]:.0f} to {c['minutes'][-1]:.0f} | {rss.min():.1f} to {rss.max():.1f} | "
+                     f"{own.min():.2f} to {own.max():.2f} | {c['updates'].sum():,.0f} | "
+                     f"{c['updates'].sum() / c['cpu_seconds'].sum():.1f} | "
+                     f"{c['images'].sum():,.0f} | {c['loss'].mean():.2f} |")
+    return "\n".join(lines)
 
 
 def main():
@@ -177,7 +190,7 @@ def main():
         if thread.error:
             raise thread.error
     text, still = judge(rows[:n], args.most_kib_a_minute, args.most_growth_kib)
-    print(text)
+    print(text, table(rows[:n]), sep="\n\n")
     return int(not still)
 
 
