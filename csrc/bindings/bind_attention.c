@@ -211,21 +211,17 @@ static int need_windows(PyObject *object, Py_ssize_t n_heads, Py_ssize_t window,
     return 1;
 }
 
-/* An array of the shape of o, images B x height x width x C. */
-static int need_images(PyObject *object, const wasi_array *qkv, const char *name, wasi_array *out)
+/* An array of the shape of o: qkv's, of tokens or of images, with C numbers in the place of 3C. */
+static int need_result(PyObject *object, const wasi_array *qkv, const char *name, wasi_array *out)
 {
-    return wasi_need_f32(object, 4, name, out) && wasi_need_dim(out, 0, qkv->dim[0], name, "qkv.shape[0]") &&
-           wasi_need_dim(out, 1, qkv->dim[1], name, "qkv.shape[1]") &&
-           wasi_need_dim(out, 2, qkv->dim[2], name, "qkv.shape[2]") &&
-           wasi_need_dim(out, 3, qkv->dim[3] / 3, name, "qkv.shape[3] / 3");
-}
-
-/* An array of the shape of o, B x N x C. */
-static int need_tokens(PyObject *object, const wasi_attention *a, const char *name, wasi_array *out)
-{
-    return wasi_need_f32(object, 3, name, out) && wasi_need_dim(out, 0, a->B, name, "qkv.shape[0]") &&
-           wasi_need_dim(out, 1, a->Nq, name, "qkv.shape[1]") &&
-           wasi_need_dim(out, 2, a->H * a->D, name, "qkv.shape[2] / 3");
+    static const char *whence[] = {"qkv.shape[0]", "qkv.shape[1]", "qkv.shape[2]"};
+    int last = qkv->ndim - 1;
+    if (!wasi_need_f32(object, qkv->ndim, name, out))
+        return 0;
+    for (int i = 0; i < last; i++)
+        if (!wasi_need_dim(out, i, qkv->dim[i], name, whence[i]))
+            return 0;
+    return wasi_need_dim(out, last, qkv->dim[last] / 3, name, last == 2 ? "qkv.shape[2] / 3" : "qkv.shape[3] / 3");
 }
 
 /* Part `i` of `parts` (q, k, v: of 3; o: of 1) of an array B x N x parts C, or of images. */
@@ -240,26 +236,54 @@ static wasi_const_heads const_packed(void *data, int i, int parts, const wasi_at
     return const_heads(packed(data, i, parts, a));
 }
 
+/* What the packed forms do once qkv and the sizes in `a` are known: options, `out`, the kernel. */
+static PyObject *packed_forward(PyObject *out_obj, const options *opt, const wasi_array *qkv, wasi_attention *a)
+{
+    wasi_array dbias, o;
+    if (!read_options(opt, a, &dbias))
+        return NULL;
+    npy_intp dims[WASI_MAX_DIMS];
+    wasi_like_rows(qkv, a->H * a->D, dims);
+    PyObject *result = NULL;
+    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, qkv->ndim, dims, "out");
+    if (out != NULL && need_result((PyObject *)out, qkv, "out", &o) && wasi_need_disjoint(&o, "out", qkv, "qkv"))
+        result = run_forward(out, packed(o.data, 0, 1, a), const_packed(qkv->data, 0, 3, a),
+                             const_packed(qkv->data, 1, 3, a), const_packed(qkv->data, 2, 3, a), a);
+    Py_XDECREF(out);
+    return result;
+}
+
+static PyObject *packed_backward(PyObject *do_obj, PyObject *o_obj, PyObject *lse_obj, PyObject *out_obj,
+                                 const options *opt, const wasi_array *qkv, wasi_attention *a)
+{
+    wasi_array dout, o, lse, dbias, dqkv;
+    if (!need_result(do_obj, qkv, "do", &dout) || !need_result(o_obj, qkv, "o", &o) || !need_lse(lse_obj, a, &lse) ||
+        !read_options(opt, a, &dbias))
+        return NULL;
+    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, qkv->ndim, qkv->dim, "out");
+    if (out == NULL || !wasi_need_f32((PyObject *)out, qkv->ndim, "out", &dqkv) ||
+        !wasi_need_disjoint(&dqkv, "out", qkv, "qkv") || !wasi_need_disjoint(&dqkv, "out", &dout, "do") ||
+        !wasi_need_disjoint(&dqkv, "out", &o, "o") ||
+        !run_backward(packed(dqkv.data, 0, 3, a), packed(dqkv.data, 1, 3, a), packed(dqkv.data, 2, 3, a), &dbias,
+                      const_packed(dout.data, 0, 1, a), const_packed(qkv->data, 0, 3, a),
+                      const_packed(qkv->data, 1, 3, a), const_packed(qkv->data, 2, 3, a),
+                      const_packed(o.data, 0, 1, a), &lse, a))
+        Py_CLEAR(out);
+    return (PyObject *)out;
+}
+
 static PyObject *attention_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"qkv", "n_heads", "scale", "causal", "bias", "out", "mask", NULL};
-    PyObject *qkv_obj, *out_obj = Py_None, *result = NULL;
+    PyObject *qkv_obj, *out_obj = Py_None;
     Py_ssize_t n_heads;
     options opt = NO_OPTIONS;
     wasi_attention a;
-    wasi_array qkv, dbias, o;
+    wasi_array qkv;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On|O&pOOO:attention_forward", names, &qkv_obj, &n_heads, wasi_as_double,
                                      &opt.scale, &opt.causal, &opt.bias, &out_obj, &opt.mask))
         return NULL;
-    if (!need_packed(qkv_obj, n_heads, &qkv, &a) || !read_options(&opt, &a, &dbias))
-        return NULL;
-    npy_intp dims[] = {a.B, a.Nq, a.H * a.D};
-    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, 3, dims, "out");
-    if (out != NULL && need_tokens((PyObject *)out, &a, "out", &o) && wasi_need_disjoint(&o, "out", &qkv, "qkv"))
-        result = run_forward(out, packed(o.data, 0, 1, &a), const_packed(qkv.data, 0, 3, &a),
-                             const_packed(qkv.data, 1, 3, &a), const_packed(qkv.data, 2, 3, &a), &a);
-    Py_XDECREF(out);
-    return result;
+    return need_packed(qkv_obj, n_heads, &qkv, &a) ? packed_forward(out_obj, &opt, &qkv, &a) : NULL;
 }
 
 static PyObject *attention_backward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -270,46 +294,28 @@ static PyObject *attention_backward(PyObject *self, PyObject *args, PyObject *kw
     Py_ssize_t n_heads;
     options opt = NO_OPTIONS;
     wasi_attention a;
-    wasi_array dout, qkv, o, lse, dbias, dqkv;
+    wasi_array qkv;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOn|O&pOOOO:attention_backward", names, &do_obj, &qkv_obj, &o_obj,
                                      &lse_obj, &n_heads, wasi_as_double, &opt.scale, &opt.causal, &opt.bias, &opt.dbias, &out_obj,
                                      &opt.mask))
         return NULL;
-    if (!need_packed(qkv_obj, n_heads, &qkv, &a) || !need_tokens(do_obj, &a, "do", &dout) ||
-        !need_tokens(o_obj, &a, "o", &o) || !need_lse(lse_obj, &a, &lse) || !read_options(&opt, &a, &dbias))
-        return NULL;
-    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, 3, qkv.dim, "out");
-    if (out == NULL || !wasi_need_f32((PyObject *)out, 3, "out", &dqkv) ||
-        !wasi_need_disjoint(&dqkv, "out", &qkv, "qkv") || !wasi_need_disjoint(&dqkv, "out", &dout, "do") ||
-        !wasi_need_disjoint(&dqkv, "out", &o, "o") ||
-        !run_backward(packed(dqkv.data, 0, 3, &a), packed(dqkv.data, 1, 3, &a), packed(dqkv.data, 2, 3, &a), &dbias,
-                      const_packed(dout.data, 0, 1, &a), const_packed(qkv.data, 0, 3, &a),
-                      const_packed(qkv.data, 1, 3, &a), const_packed(qkv.data, 2, 3, &a),
-                      const_packed(o.data, 0, 1, &a), &lse, &a))
-        Py_CLEAR(out);
-    return (PyObject *)out;
+    return need_packed(qkv_obj, n_heads, &qkv, &a)
+               ? packed_backward(do_obj, o_obj, lse_obj, out_obj, &opt, &qkv, &a)
+               : NULL;
 }
 
 static PyObject *window_attention_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"qkv", "n_heads", "window", "shift", "scale", "bias", "out", NULL};
-    PyObject *qkv_obj, *out_obj = Py_None, *result = NULL;
+    PyObject *qkv_obj, *out_obj = Py_None;
     Py_ssize_t n_heads, window, shift = 0;
     options opt = NO_OPTIONS;
     wasi_attention a;
-    wasi_array qkv, dbias, o;
+    wasi_array qkv;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Onn|nO&OO:window_attention_forward", names, &qkv_obj, &n_heads,
                                      &window, &shift, wasi_as_double, &opt.scale, &opt.bias, &out_obj))
         return NULL;
-    if (!need_windows(qkv_obj, n_heads, window, shift, &qkv, &a) || !read_options(&opt, &a, &dbias))
-        return NULL;
-    npy_intp dims[] = {qkv.dim[0], qkv.dim[1], qkv.dim[2], a.H * a.D};
-    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, 4, dims, "out");
-    if (out != NULL && need_images((PyObject *)out, &qkv, "out", &o) && wasi_need_disjoint(&o, "out", &qkv, "qkv"))
-        result = run_forward(out, packed(o.data, 0, 1, &a), const_packed(qkv.data, 0, 3, &a),
-                             const_packed(qkv.data, 1, 3, &a), const_packed(qkv.data, 2, 3, &a), &a);
-    Py_XDECREF(out);
-    return result;
+    return need_windows(qkv_obj, n_heads, window, shift, &qkv, &a) ? packed_forward(out_obj, &opt, &qkv, &a) : NULL;
 }
 
 static PyObject *window_attention_backward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -320,24 +326,14 @@ static PyObject *window_attention_backward(PyObject *self, PyObject *args, PyObj
     Py_ssize_t n_heads, window, shift = 0;
     options opt = NO_OPTIONS;
     wasi_attention a;
-    wasi_array dout, qkv, o, lse, dbias, dqkv;
+    wasi_array qkv;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOnn|nO&OOO:window_attention_backward", names, &do_obj, &qkv_obj,
                                      &o_obj, &lse_obj, &n_heads, &window, &shift, wasi_as_double, &opt.scale, &opt.bias, &opt.dbias,
                                      &out_obj))
         return NULL;
-    if (!need_windows(qkv_obj, n_heads, window, shift, &qkv, &a) || !need_images(do_obj, &qkv, "do", &dout) ||
-        !need_images(o_obj, &qkv, "o", &o) || !need_lse(lse_obj, &a, &lse) || !read_options(&opt, &a, &dbias))
-        return NULL;
-    PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, 4, qkv.dim, "out");
-    if (out == NULL || !wasi_need_f32((PyObject *)out, 4, "out", &dqkv) ||
-        !wasi_need_disjoint(&dqkv, "out", &qkv, "qkv") || !wasi_need_disjoint(&dqkv, "out", &dout, "do") ||
-        !wasi_need_disjoint(&dqkv, "out", &o, "o") ||
-        !run_backward(packed(dqkv.data, 0, 3, &a), packed(dqkv.data, 1, 3, &a), packed(dqkv.data, 2, 3, &a), &dbias,
-                      const_packed(dout.data, 0, 1, &a), const_packed(qkv.data, 0, 3, &a),
-                      const_packed(qkv.data, 1, 3, &a), const_packed(qkv.data, 2, 3, &a),
-                      const_packed(o.data, 0, 1, &a), &lse, &a))
-        Py_CLEAR(out);
-    return (PyObject *)out;
+    return need_windows(qkv_obj, n_heads, window, shift, &qkv, &a)
+               ? packed_backward(do_obj, o_obj, lse_obj, out_obj, &opt, &qkv, &a)
+               : NULL;
 }
 
 /* q B x Nq x H x D, k and v B x Nk x Hkv x D. */
