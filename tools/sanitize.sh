@@ -31,8 +31,9 @@ watched() {
 
 # Left out: answers within a second or a minute, for everything is several times slower here; limits on address space, which the
 # shadow memory alone exceeds; measured memory and speed; rounding as good as PyTorch's, for which loops must be vectorised.
-left_out="within_a or at_once_and_by_name or killed_at_random or gibibyte or beyond_the_limit_is_refused_before_the or too_little_memory \
-or mapped_file_that_is_cut or what_the_step_touches or what_setup_keeps or full_ones_are_merged or test_norm and matches_torch"
+left_out="within_a or at_once_and_by_name or killed_at_random or gibibyte or beyond_the_limit_is_refused_before_the \
+or too_little_memory or mapped_file_that_is_cut or what_the_step_touches or what_setup_keeps or freed_memory_is_given_back \
+or full_ones_are_merged or test_norm and matches_torch"
 
 # Each file of tests in a process of its own, so that one finding does not hide the others.
 by_file() {
