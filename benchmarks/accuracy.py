@@ -21,7 +21,7 @@ import itertools
 import json
 import shutil
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ import wasi
 from wasi.layers import ActivationPolicy, FactoredLinear
 from wasi.models import load_model
 from wasi.models.methods import FACTORED, MethodOptions, apply_method
+from wasi.names import PRECISIONS
 from wasi.training.data import Loader, Transform, open_splits
 from wasi.training.loop import TrainConfig, train
 from wasi.training.runlog import RunFolder, read_result, write_json
@@ -239,8 +240,11 @@ def main(words=None):
     add("--limit-test", type=int, default=4000)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--rows", nargs="+", help="beside dense training, only the rows that start with one of these words")
+    add("--one-rate", action="store_true", help="of each row's learning rates only the middle one")
     add("--finished", action="store_true", help="train nothing: the table of the runs that are there")
     add("--threads", type=int, default=1)
+    add("--precision", choices=PRECISIONS, help="of all rows' products (default: what a row says)")
+    add("--name", help="of the table's files (default: TABLE_accuracy)")
     add("--results", default=RESULTS, help="folder of the table")
     args = parser.parse_args(words)
     title, rows, defaults = TABLES[args.table]
@@ -248,7 +252,8 @@ def main(words=None):
         if getattr(args, name) is None:
             setattr(args, name, value)
     wasi.set_num_threads(args.threads)
-    rows = {n: r for n, r in rows.items() if not args.rows or n == "dense" or n.startswith(tuple(args.rows))}
+    rows = {n: replace(r, precision=args.precision or r.precision, lrs=(r.lrs[len(r.lrs) // 2],) if args.one_rate else r.lrs)
+            for n, r in rows.items() if not args.rows or n == "dense" or n.startswith(tuple(args.rows))}
 
     splits = open_splits(args.data)
     held_out = splits["test"].subset(args.limit_val + args.limit_test, 0)
@@ -304,8 +309,8 @@ def write_table(args, title, results):
 
     title = (f"{title}: {args.model}, {args.img_size} px, {args.limit} images, "
              f"{args.epochs} epochs: top-1 % on {args.limit_test} test images, mean ± deviation of seeds {records[0]['seeds']}"
-             " (standard error from the choice of images)")
-    write_results(f"{args.table}_accuracy", title, records, {
+             " (standard error from the choice of images)" + (f", products in {args.precision}" if args.precision else ""))
+    write_results(args.name or f"{args.table}_accuracy", title, records, {
         "method": lambda r: r["method"],
         "lr": lambda r: f"{r['lr']:g}",
         "seeds": lambda r: len(r["seeds"]),
