@@ -92,7 +92,7 @@ STARTS = {
     **{f"qwasi, rank 12, {start}": Row("qwasi", (0.03,), options={"rank": 12, "start": start})
        for start in ("svd", "whitened", "gradient")},
 }
-_SCRATCH_LRS = (0.001, 0.003)
+_SCRATCH_LRS = (0.003, 0.001)
 SCRATCH = {
     "dense": Row("dense", _SCRATCH_LRS),
     "wsi, half the parameters": Row("wsi", _SCRATCH_LRS, share=0.5),
