@@ -116,6 +116,20 @@ def test_full_ranks_train_as_without_compression(rng, method):
     assert relative_error(losses[1], losses[0]) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["dense", "factored"])
+def test_frozen_layers_pass_gradients_on_through_a_compressed_input(rng, kind):
+    x, dy = (rng.standard_normal((6, 5, n)).astype(np.float32) for n in (24, 16))
+    W = rng.standard_normal((16, 24)).astype(np.float32)
+    U, s, Vt = wasi.linalg.truncated_svd(W, rank=4)
+    layer = Linear(W) if kind == "dense" else FactoredLinear(U, s[:, None] * Vt)
+    layer.compression = ActivationCompression((0.5, 0.5, 6))
+    for _, p in layer.named_parameters():
+        p.trainable = False
+    layer.forward(x, train=True)
+    assert relative_error(layer.backward(dy), dy @ (W if kind == "dense" else (U * s) @ Vt)) < 1e-5
+    assert all(p.grad is None for _, p in layer.named_parameters())
+
+
 def test_compression_lowers_what_a_step_keeps(rng):
     images = rng.standard_normal((16, 3, 32, 32)).astype(np.float32)
     saved = {}

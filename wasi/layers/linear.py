@@ -150,8 +150,10 @@ class ThinLinear(LinearBase):
         if isinstance(x, Compressed):
             dx, gl = ops.factored_linear_backward(dy, None, None, L, R, None, None, db, need_dx, window=self.window,
                                                   size=self._size(x))
-            add_weight_gradient(dR, gl, x, self.window)
-            add_weight_gradient(dL, dy, project(x, R, self.window))
+            if dR is not None:
+                add_weight_gradient(dR, gl, x, self.window)
+            if dL is not None:
+                add_weight_gradient(dL, dy, project(x, R, self.window))
             return dx
         z = ops.linear(x, R, window=self.window) if z is None else z
         return ops.factored_linear_backward(dy, x, z, L, R, dL, dR, db, need_dx, window=self.window)[0]
