@@ -35,7 +35,7 @@ RUNS = {
     "qlora, rank 8 over 4 bits": ("qlora", (1.5e-3, 5e-3), {"rank": 8}),
     "wsi, 0.95": ("wsi", (5e-4, 1.5e-3), {"variance": 0.95}),
     "wasi, 0.95": ("wasi", (5e-4, 1.5e-3), {"variance": 0.95}),
-    "qwasi, rank 8 over 4 bits": ("qwasi", (5e-4, 1.5e-3), {"rank": 8}),
+    "qwasi, rank 8 over 4 bits": ("qwasi", (5e-4, 1.5e-3, 4e-3), {"rank": 8}),
 }
 HELD_OUT = 1000
 
