@@ -103,12 +103,12 @@ SCRATCH = {
     "qwasi, 8 bits, rank 24": Row("qwasi", _SCRATCH_LRS, options={"rank": 24, "bits": 8}),
 }
 TRANSFER = {
-    "dense": Row("dense", (0.01, 0.03)),
-    "qwasi, 4 bits, rank 8": Row("qwasi", (0.01, 0.03), options={"rank": 8}),
-    "qlora, 4 bits, rank 8": Row("qlora", (0.03, 0.1), options={"rank": 8}),
-    "lora, rank 8": Row("lora", (0.03, 0.1), options={"rank": 8}),
-    "wsi, half the parameters": Row("wsi", (0.01, 0.03), share=0.5),
-    "wasi, half the parameters": Row("wasi", (0.01, 0.03), share=0.5),
+    "dense": Row("dense", (0.03, 0.1)),
+    "qwasi, 4 bits, rank 8": Row("qwasi", (0.03, 0.1), options={"rank": 8}),
+    "qlora, 4 bits, rank 8": Row("qlora", (0.1, 0.3), options={"rank": 8}),
+    "lora, rank 8": Row("lora", (0.1, 0.3), options={"rank": 8}),
+    "wsi, half the parameters": Row("wsi", (0.03, 0.1), share=0.5),
+    "wasi, half the parameters": Row("wasi", (0.03, 0.1), share=0.5),
 }
 _MICRO = {"micro_batch": 8}
 _QWASI = {"rank": 12, "bits": 8}
