@@ -405,7 +405,7 @@ def test_a_step_that_takes_far_more_than_planned_ends_with_an_error():
 
 @pytest.mark.parametrize("change, error, message", [
     ({"budget_bytes": "64"}, ValueError, "budget_bytes: expected a number with a unit out of B, kB"),
-    ({"budget_bytes": "64mib"}, ValueError, "such as '64MiB', got '64mib'"),
+    ({"budget_bytes": "64mip"}, ValueError, "such as '64MiB', got '64mip'"),
     ({"budget_bytes": "-1 MiB"}, ValueError, "budget_bytes"),
     ({"budget_bytes": 0}, ValueError, "budget_bytes: expected a positive whole number of bytes"),
     ({"budget_bytes": 64.5}, ValueError, "budget_bytes"),
