@@ -13,6 +13,8 @@ def run(args):
     if args.system is not None and not args.chat:
         raise ValueError("--system: expected --chat with it")
     model, _ = open_decoder(args.weights)
+    if model.architecture != "llama":
+        raise ValueError(f"--weights: expected a decoder, got a model of architecture {model.architecture!r}")
     tokenizer = open_tokenizer(args.tokenizer, args.weights)
     folder = tokenizer_folder(args.tokenizer, args.weights)
     writer = Writer(model, tokenizer, end_tokens(tokenizer, folder), args)

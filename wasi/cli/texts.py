@@ -79,17 +79,14 @@ def keep_tokenizer(name, weights, folder):
 
 
 def open_decoder(path):
-    """(the decoder, what was saved with it) of a file or folder: wasi's own, or published weights, which stay mapped where they
-    can.
+    """(the model, what was saved with it) of a file or folder: any of wasi's own, or a decoder's published weights, which stay
+    mapped where they can.
     """
     path = Path(path)
     if path.is_dir() and not is_published(path):
         path = model_file(path)
     if path.is_file() and path.suffix != ".bin" and "wasi" in TensorFile(path).metadata:
-        model, extra = load_model(path)
-        if model.architecture != "llama":
-            raise ValueError(f"--weights: expected a decoder, got a model of architecture {model.architecture!r}")
-        return model, extra
+        return load_model(path)
     return wasi.load_llama(path, last_layers=0), {}
 
 
