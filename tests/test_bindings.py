@@ -109,3 +109,10 @@ def test_a_list_of_factors_that_another_thread_empties():
     finally:
         done.set()
         thread.join()
+
+
+@pytest.mark.parametrize("name", bindings.CALLS)
+def test_memory_that_arguments_share(name):
+    """Refused by both names, or harmless: the results are those without sharing."""
+    for sharing in bindings.sharing_calls(name):
+        bindings.run_sharing(name, *sharing)

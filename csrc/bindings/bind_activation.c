@@ -87,7 +87,8 @@ static PyObject *bias_gelu_forward(PyObject *self, PyObject *args, PyObject *kwa
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:bias_gelu_forward", names, &h_obj, &b_obj, &out_obj))
         return NULL;
     if (!wasi_need_rows(h_obj, "h", &h) || !wasi_need_writable(h_obj, NPY_FLOAT32, -1, "h", &h) ||
-        !wasi_need_f32(b_obj, 1, "b", &b) || !wasi_need_dim(&b, 0, h.dim[h.ndim - 1], "b", "h.shape[-1]"))
+        !wasi_need_f32(b_obj, 1, "b", &b) || !wasi_need_dim(&b, 0, h.dim[h.ndim - 1], "b", "h.shape[-1]") ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"b", b_obj}) || !WASI_NEED_APART(1, {"h", h_obj}, {"b", b_obj}))
         return NULL;
 
     PyArrayObject *g = wasi_out_in_place(out_obj, &h, "h", NULL, NULL);
@@ -110,7 +111,8 @@ static PyObject *gelu_encode(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|iOO:gelu_encode", names, &h_obj, &bits, &b_obj, &out_obj))
         return NULL;
     if (!wasi_need_rows(h_obj, "h", &h) || !need_bits(bits) || !wasi_maybe_array(b_obj, NPY_FLOAT32, 1, "b", &b) ||
-        (b.data && !wasi_need_dim(&b, 0, h.dim[h.ndim - 1], "b", "h.shape[-1]")))
+        (b.data && !wasi_need_dim(&b, 0, h.dim[h.ndim - 1], "b", "h.shape[-1]")) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"b", b_obj}))
         return NULL;
 
     PyArrayObject *g = NULL, *codes = NULL;
@@ -142,7 +144,8 @@ static PyObject *gelu_decode_backward(PyObject *self, PyObject *args, PyObject *
         return NULL;
     if (!wasi_need_f32(dy_obj, -1, "dy", &dy) || !need_bits(bits) ||
         !wasi_need_array(codes_obj, NPY_UINT8, 1, "codes", &codes) ||
-        !wasi_need_dim(&codes, 0, wasi_gelu_code_bytes(dy.size, bits), "codes", "the codes of dy.size numbers"))
+        !wasi_need_dim(&codes, 0, wasi_gelu_code_bytes(dy.size, bits), "codes", "the codes of dy.size numbers") ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"codes", codes_obj}))
         return NULL;
 
     PyArrayObject *dh = wasi_out_in_place(out_obj, &dy, "dy", NULL, NULL);

@@ -240,7 +240,7 @@ static wasi_const_heads const_packed(void *data, int i, int parts, const wasi_at
 static PyObject *packed_forward(PyObject *out_obj, const options *opt, const wasi_array *qkv, wasi_attention *a)
 {
     wasi_array dbias, o;
-    if (!read_options(opt, a, &dbias))
+    if (!read_options(opt, a, &dbias) || !WASI_NEED_APART(1, {"out", out_obj}, {"bias", opt->bias}, {"mask", opt->mask}))
         return NULL;
     npy_intp dims[WASI_MAX_DIMS];
     wasi_like_rows(qkv, a->H * a->D, dims);
@@ -258,12 +258,12 @@ static PyObject *packed_backward(PyObject *do_obj, PyObject *o_obj, PyObject *ls
 {
     wasi_array dout, o, lse, dbias, dqkv;
     if (!need_result(do_obj, qkv, "do", &dout) || !need_result(o_obj, qkv, "o", &o) || !need_lse(lse_obj, a, &lse) ||
-        !read_options(opt, a, &dbias))
+        !read_options(opt, a, &dbias) ||
+        !WASI_NEED_APART(2, {"out", out_obj}, {"dbias", opt->dbias}, {"lse", lse_obj}, {"bias", opt->bias},
+                         {"mask", opt->mask}, {"do", do_obj}, {"o", o_obj}, {"qkv", (PyObject *)qkv->object}))
         return NULL;
     PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, qkv->ndim, qkv->dim, "out");
     if (out == NULL || !wasi_need_f32((PyObject *)out, qkv->ndim, "out", &dqkv) ||
-        !wasi_need_disjoint(&dqkv, "out", qkv, "qkv") || !wasi_need_disjoint(&dqkv, "out", &dout, "do") ||
-        !wasi_need_disjoint(&dqkv, "out", &o, "o") ||
         !run_backward(packed(dqkv.data, 0, 3, a), packed(dqkv.data, 1, 3, a), packed(dqkv.data, 2, 3, a), &dbias,
                       const_packed(dout.data, 0, 1, a), const_packed(qkv->data, 0, 3, a),
                       const_packed(qkv->data, 1, 3, a), const_packed(qkv->data, 2, 3, a),
@@ -366,7 +366,8 @@ static PyObject *attention_gqa_forward(PyObject *self, PyObject *args, PyObject 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O&pO&OOO:attention_gqa_forward", names, &q_obj, &k_obj, &v_obj,
                                      wasi_as_double, &opt.scale, &opt.causal, wasi_as_size, &opt.q_offset, &opt.bias, &opt.mask, &out_obj))
         return NULL;
-    if (!need_separate(q_obj, k_obj, v_obj, &q, &k, &v, &a) || !read_options(&opt, &a, &dbias))
+    if (!need_separate(q_obj, k_obj, v_obj, &q, &k, &v, &a) || !read_options(&opt, &a, &dbias) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"bias", opt.bias}, {"mask", opt.mask}))
         return NULL;
     PyArrayObject *out = out_heads(out_obj, q.dim, "out", &o);
     if (out != NULL && wasi_need_disjoint(&o, "out", &q, "q") && wasi_need_disjoint(&o, "out", &k, "k") &&
@@ -386,7 +387,6 @@ static PyObject *attention_gqa_backward(PyObject *self, PyObject *args, PyObject
     options opt = NO_OPTIONS;
     wasi_attention a;
     wasi_array in[5], to[3], lse, dbias; /* in: q, k, v, o, do; to: dq, dk, dv */
-    static const char *const in_names[] = {"q", "k", "v", "o", "do"}, *const to_names[] = {"dq", "dk", "dv"};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|O&pO&OOOOOO:attention_gqa_backward", names, &do_obj, &q_obj,
                                      &k_obj, &v_obj, &o_obj, &lse_obj, wasi_as_double, &opt.scale, &opt.causal,
                                      wasi_as_size, &opt.q_offset,
@@ -394,8 +394,9 @@ static PyObject *attention_gqa_backward(PyObject *self, PyObject *args, PyObject
         return NULL;
     if (!need_separate(q_obj, k_obj, v_obj, &in[0], &in[1], &in[2], &a) ||
         !need_heads_of(o_obj, "o", in[0].dim, &in[3]) || !need_heads_of(do_obj, "do", in[0].dim, &in[4]) ||
-        !need_lse(lse_obj, &a, &lse) ||
-        !read_options(&opt, &a, &dbias))
+        !need_lse(lse_obj, &a, &lse) || !read_options(&opt, &a, &dbias) ||
+        !WASI_NEED_APART(4, {"dq", dq_obj}, {"dk", dk_obj}, {"dv", dv_obj}, {"dbias", opt.dbias}, {"q", q_obj}, {"k", k_obj},
+                         {"v", v_obj}, {"o", o_obj}, {"do", do_obj}, {"lse", lse_obj}, {"bias", opt.bias}, {"mask", opt.mask}))
         return NULL;
 
     PyArrayObject *dq = NULL, *dk = NULL, *dv = NULL;
@@ -403,10 +404,6 @@ static PyObject *attention_gqa_backward(PyObject *self, PyObject *args, PyObject
         (dk = out_heads(dk_obj, in[1].dim, "dk", &to[1])) == NULL ||
         (dv = out_heads(dv_obj, in[2].dim, "dv", &to[2])) == NULL)
         goto done;
-    for (int i = 0; i < 3; i++)
-        for (int j = 0; j < 5; j++)
-            if (!wasi_need_disjoint(&to[i], to_names[i], &in[j], in_names[j]))
-                goto done;
     if (run_backward(heads(&to[0]), heads(&to[1]), heads(&to[2]), &dbias, const_heads(heads(&in[4])),
                      const_heads(heads(&in[0])), const_heads(heads(&in[1])), const_heads(heads(&in[2])),
                      const_heads(heads(&in[3])), &lse, &a))

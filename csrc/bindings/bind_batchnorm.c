@@ -52,7 +52,8 @@ static PyObject *batch_norm_forward(PyObject *self, PyObject *args, PyObject *kw
     if (!wasi_need_rows(x_obj, "x", &x) || !need_width(&x) || !wasi_need_channels(mean_obj, "mean", &x, &mean) ||
         !wasi_need_channels(rstd_obj, "rstd", &x, &rstd) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
         !wasi_need_channels(b_obj, "bias", &x, &b) || !wasi_maybe_array(r_obj, NPY_FLOAT32, -1, "r", &r) ||
-        (r.data && !wasi_need_same_shape(&r, "r", &x, "x")))
+        (r.data && !wasi_need_same_shape(&r, "r", &x, "x")) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"mean", mean_obj}, {"rstd", rstd_obj}, {"weight", w_obj}, {"bias", b_obj}))
         return NULL;
 
     PyArrayObject *y = NULL, *mask = NULL;
@@ -88,7 +89,10 @@ static PyObject *batch_norm_backward(PyObject *self, PyObject *args, PyObject *k
         !wasi_need_same_shape(&dy, "dy", &x, "x") || !wasi_need_channels(mean_obj, "mean", &x, &mean) ||
         !wasi_need_channels(rstd_obj, "rstd", &x, &rstd) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
         !wasi_need_channels(b_obj, "bias", &x, &b) || !wasi_maybe_channel_sums(dw_obj, "dweight", &x, &dw) ||
-        !wasi_maybe_channel_sums(db_obj, "dbias", &x, &db))
+        !wasi_maybe_channel_sums(db_obj, "dbias", &x, &db) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"mean", mean_obj}, {"rstd", rstd_obj}, {"weight", w_obj}, {"bias", b_obj}) ||
+        !WASI_NEED_APART(2, {"dweight", dw_obj}, {"dbias", db_obj}, {"out", out_obj}, {"dy", dy_obj}, {"x", x_obj},
+                         {"mean", mean_obj}, {"rstd", rstd_obj}, {"weight", w_obj}, {"bias", b_obj}))
         return NULL;
 
     PyArrayObject *dx = NULL, *work = NULL;
@@ -115,7 +119,8 @@ static PyObject *mask_gradient(PyObject *self, PyObject *args, PyObject *kwargs)
     wasi_array dy, mask;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:mask_gradient", names, &dy_obj, &mask_obj, &out_obj) ||
         !wasi_need_f32(dy_obj, -1, "dy", &dy) || !wasi_need_array(mask_obj, NPY_UINT8, 1, "mask", &mask) ||
-        !wasi_need_dim(&mask, 0, (dy.size + 7) / 8, "mask", "a bit for each number of dy"))
+        !wasi_need_dim(&mask, 0, (dy.size + 7) / 8, "mask", "a bit for each number of dy") ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"mask", mask_obj}))
         return NULL;
     PyArrayObject *dx = wasi_out_in_place(out_obj, &dy, "dy", NULL, NULL);
     if (dx == NULL)

@@ -13,7 +13,8 @@ static PyObject *bf16_convert(PyObject *args, PyObject *kwargs, const char *form
     PyObject *x_obj, *out_obj = Py_None;
     wasi_array x;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &x_obj, &out_obj) ||
-        !wasi_need_array(x_obj, expand ? NPY_UINT16 : NPY_FLOAT32, -1, "x", &x))
+        !wasi_need_array(x_obj, expand ? NPY_UINT16 : NPY_FLOAT32, -1, "x", &x) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"x", x_obj}))
         return NULL;
     PyArrayObject *out = wasi_out_array(out_obj, expand ? NPY_FLOAT32 : NPY_UINT16, x.ndim, x.dim, "out");
     if (out == NULL)
@@ -60,13 +61,14 @@ static PyObject *bf16_product(PyObject *args, PyObject *kwargs, const char *form
 {
     static char *forward_names[] = {"x", "W", "out", NULL}, *backward_names[] = {"dy", "W", "out", NULL};
     PyObject *in_obj, *W_obj, *out_obj = Py_None, *result = NULL;
-    wasi_array in, W, result_array;
+    wasi_array in, W;
     const char *name = forward ? "x" : "dy";
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, forward ? forward_names : backward_names, &in_obj, &W_obj,
                                      &out_obj))
         return NULL;
     if (!wasi_need_rows(in_obj, name, &in) || !wasi_need_array(W_obj, NPY_UINT16, 2, "W", &W) ||
-        !wasi_need_dim(&in, in.ndim - 1, W.dim[forward], name, forward ? "W.shape[1]" : "W.shape[0]"))
+        !wasi_need_dim(&in, in.ndim - 1, W.dim[forward], name, forward ? "W.shape[1]" : "W.shape[0]") ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {name, in_obj}, {"W", W_obj}))
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS];
@@ -75,7 +77,6 @@ static PyObject *bf16_product(PyObject *args, PyObject *kwargs, const char *form
     bool rounded = wasi_bgemm_chosen();
     wasi_like_rows(&in, W.dim[!forward], dims);
     if ((out = wasi_out_array(out_obj, NPY_FLOAT32, in.ndim, dims, "out")) == NULL ||
-        !wasi_need_f32((PyObject *)out, -1, "out", &result_array) || !wasi_need_disjoint(&result_array, "out", &in, name) ||
         (work = wasi_new_scratch(wasi_bf16_linear_work(W.dim[0], W.dim[1], rounded, n_threads))) == NULL)
         goto done;
     wasi_status status;

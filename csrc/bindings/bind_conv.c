@@ -67,14 +67,14 @@ static PyObject *conv_forward(PyObject *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"x", "W", "kernel", "stride", "padding", "b", "out", NULL};
     PyObject *x_obj, *W_obj, *b_obj = Py_None, *out_obj = Py_None, *result = NULL;
     Py_ssize_t k, s, pad;
-    wasi_array x, W, b, out = {0};
+    wasi_array x, W, b;
     wasi_conv conv;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOnnn|OO:conv_forward", names, &x_obj, &W_obj, &k, &s, &pad, &b_obj,
                                      &out_obj))
         return NULL;
     if (!need_images(x_obj, "x", k, s, pad, &x, &conv) || !need_weight(W_obj, &W, &conv, conv.C) ||
         !wasi_maybe_array(b_obj, NPY_FLOAT32, 1, "b", &b) || (b.data && !wasi_need_dim(&b, 0, W.dim[0], "b", "W.shape[0]")) ||
-        (out_obj != Py_None && (!wasi_need_f32(out_obj, 4, "out", &out) || !wasi_need_disjoint(&out, "out", &x, "x"))))
+        !WASI_NEED_APART(1, {"out", out_obj}, {"x", x_obj}, {"W", W_obj}, {"b", b_obj}))
         return NULL;
 
     npy_intp dims[] = {conv.B, conv.Ho, conv.Wo, W.dim[0]};
@@ -102,7 +102,7 @@ static PyObject *conv_backward(PyObject *self, PyObject *args, PyObject *kwargs)
     PyObject *dy_obj, *x_obj, *W_obj, *dW_obj = Py_None, *db_obj = Py_None, *out_obj = Py_None, *result = NULL;
     Py_ssize_t height, width, k, s, pad;
     int need_dx = 1;
-    wasi_array dy, x = {0}, W, dW = {0}, db = {0}, out = {0};
+    wasi_array dy, x = {0}, W, dW = {0}, db = {0};
     wasi_conv conv, given;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOnnnnn|OOpO:conv_backward", names, &dy_obj, &x_obj, &W_obj, &height,
                                      &width, &k, &s, &pad, &dW_obj, &db_obj, &need_dx, &out_obj))
@@ -117,8 +117,8 @@ static PyObject *conv_backward(PyObject *self, PyObject *args, PyObject *kwargs)
                                !wasi_need_dim(&x, 3, conv.C, "x", "W.shape[1] / kernel / kernel"))) ||
         (db_obj != Py_None && (!wasi_need_writable(db_obj, NPY_FLOAT32, 1, "db", &db) ||
                                !wasi_need_dim(&db, 0, W.dim[0], "db", "W.shape[0]"))) ||
-        (out_obj != Py_None && (!wasi_need_f32(out_obj, 4, "out", &out) || !wasi_need_disjoint(&out, "out", &dy, "dy") ||
-                                !wasi_need_disjoint(&out, "out", &x, "x"))))
+        !WASI_NEED_APART(3, {"out", need_dx ? out_obj : NULL}, {"dW", dW_obj}, {"db", db_obj}, {"dy", dy_obj},
+                         {"W", need_dx ? W_obj : NULL}, {"x", dW.data ? x_obj : NULL}))
         return NULL;
 
     npy_intp dims[] = {conv.B, conv.H, conv.W, conv.C};
@@ -167,12 +167,12 @@ static PyObject *conv_fold(PyObject *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"dp", "height", "width", "kernel", "stride", "padding", "out", NULL};
     PyObject *dp_obj, *out_obj = Py_None;
     Py_ssize_t height, width, k, s, pad;
-    wasi_array dp, out = {0};
+    wasi_array dp;
     wasi_conv conv;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Onnnnn|O:conv_fold", names, &dp_obj, &height, &width, &k, &s, &pad,
                                      &out_obj) ||
         !need_window(height, width, k, s, pad, &conv) || !need_result(dp_obj, "dp", &dp, &conv, -1, NULL) ||
-        (out_obj != Py_None && (!wasi_need_f32(out_obj, 4, "out", &out) || !wasi_need_disjoint(&out, "out", &dp, "dp"))))
+        !WASI_NEED_APART(1, {"out", out_obj}, {"dp", dp_obj}))
         return NULL;
     if (dp.dim[3] % (k * k) != 0)
         return PyErr_Format(PyExc_ValueError, "dp.shape[3]: expected a multiple of kernel * kernel = %zd, got %zd", k * k,

@@ -20,7 +20,8 @@ static PyObject *embedding_forward(PyObject *self, PyObject *args, PyObject *kwa
     wasi_array tokens, table;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:embedding_forward", names, &tokens_obj, &table_obj, &out_obj))
         return NULL;
-    if (!wasi_need_array(tokens_obj, NPY_INT64, -1, "tokens", &tokens) || !wasi_need_f32(table_obj, 2, "table", &table))
+    if (!wasi_need_array(tokens_obj, NPY_INT64, -1, "tokens", &tokens) || !wasi_need_f32(table_obj, 2, "table", &table) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"tokens", tokens_obj}, {"table", table_obj}))
         return NULL;
     if (tokens.ndim >= WASI_MAX_DIMS)
         return PyErr_Format(PyExc_ValueError, "tokens: expected fewer than %d dimensions, got %d", WASI_MAX_DIMS,
@@ -56,7 +57,7 @@ static PyObject *embedding_backward(PyObject *self, PyObject *args, PyObject *kw
         !wasi_need_writable(dtable_obj, NPY_FLOAT32, 2, "dtable", &dtable) ||
         !wasi_need_same_rows(&dy, tokens.size, "dy") ||
         !wasi_need_dim(&dy, dy.ndim - 1, dtable.dim[1], "dy", "dtable.shape[1]") ||
-        !wasi_need_disjoint(&dtable, "dtable", &dy, "dy"))
+        !WASI_NEED_APART(1, {"dtable", dtable_obj}, {"dy", dy_obj}, {"tokens", tokens_obj}))
         return NULL;
 
     int n_threads = wasi_get_num_threads();
@@ -80,7 +81,8 @@ static PyObject *rope(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|np:rope", names, &x_obj, &cos_obj, &sin_obj, &start, &back))
         return NULL;
     if (!wasi_need_writable(x_obj, NPY_FLOAT32, 4, "x", &x) || !wasi_need_f32(cos_obj, 2, "cosines", &cosines) ||
-        !wasi_need_f32(sin_obj, 2, "sines", &sines) || !wasi_need_same_shape(&sines, "sines", &cosines, "cosines"))
+        !wasi_need_f32(sin_obj, 2, "sines", &sines) || !wasi_need_same_shape(&sines, "sines", &cosines, "cosines") ||
+        !WASI_NEED_APART(1, {"x", x_obj}, {"cosines", cos_obj}, {"sines", sin_obj}))
         return NULL;
     if (x.dim[3] % 2)
         return PyErr_Format(PyExc_ValueError, "x.shape[3]: expected an even width of a head, got %zd",

@@ -71,7 +71,8 @@ static PyObject *extract_patches(PyObject *self, PyObject *args, PyObject *kwarg
                                      as_channels, &std, &out_obj))
         return NULL;
     int bytes = PyArray_Check(images_obj) && PyArray_TYPE((PyArrayObject *)images_obj) == NPY_UINT8;
-    if (!wasi_need_array(images_obj, bytes ? NPY_UINT8 : NPY_FLOAT32, 4, "images", &images) || !need_patch(&images, p))
+    if (!wasi_need_array(images_obj, bytes ? NPY_UINT8 : NPY_FLOAT32, 4, "images", &images) || !need_patch(&images, p) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"images", images_obj}))
         return NULL;
     npy_intp B = images.dim[0], C = images.dim[1], S = images.dim[2];
     if (bytes && (!need_channels(&mean, C, "mean") || !need_channels(&std, C, "std")))
@@ -172,7 +173,8 @@ static PyObject *assemble_tokens_backward(PyObject *self, PyObject *args, PyObje
         (dpos_obj != Py_None && (!wasi_need_writable(dpos_obj, NPY_FLOAT32, 3, "dpos", &dpos) ||
                                  !wasi_need_dim(&dpos, 0, 1, "dpos", "one for all samples") ||
                                  !wasi_need_dim(&dpos, 1, dtokens.dim[1], "dpos", "dtokens.shape[1]") ||
-                                 !wasi_need_dim(&dpos, 2, dtokens.dim[2], "dpos", "dtokens.shape[2]"))))
+                                 !wasi_need_dim(&dpos, 2, dtokens.dim[2], "dpos", "dtokens.shape[2]"))) ||
+        !WASI_NEED_APART(2, {"dcls", dcls_obj}, {"dpos", dpos_obj}, {"dtokens", dtokens_obj}))
         return NULL;
     npy_intp dims[3] = {dtokens.dim[0], dtokens.dim[1] - n_cls, dtokens.dim[2]};
     PyArrayObject *drows = wasi_new_f32(3, dims);

@@ -22,7 +22,8 @@ static PyObject *linear_forward(PyObject *self, PyObject *args, PyObject *kwargs
     if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_f32(W_obj, 2, "W", &W) ||
         !wasi_maybe_array(b_obj, NPY_FLOAT32, 1, "b", &b) ||
         !wasi_need_dim(&x, x.ndim - 1, W.dim[1], "x", "W.shape[1]") ||
-        (b.data && !wasi_need_dim(&b, 0, W.dim[0], "b", "W.shape[0]")))
+        (b.data && !wasi_need_dim(&b, 0, W.dim[0], "b", "W.shape[0]")) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"x", x_obj}, {"W", W_obj}, {"b", b_obj}))
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS];
@@ -68,7 +69,9 @@ static PyObject *linear_backward(PyObject *self, PyObject *args, PyObject *kwarg
             !wasi_need_dim(&dW, 0, W.dim[0], "dW", "W.shape[0]") || !wasi_need_dim(&dW, 1, W.dim[1], "dW", "W.shape[1]"))
             return NULL;
     }
-    if (db.data && !wasi_need_dim(&db, 0, W.dim[0], "db", "W.shape[0]"))
+    if ((db.data && !wasi_need_dim(&db, 0, W.dim[0], "db", "W.shape[0]")) ||
+        !WASI_NEED_APART(3, {"out", need_dx ? out_obj : NULL}, {"dW", dW_obj}, {"db", db_obj}, {"dy", dy_obj},
+                         {"W", need_dx ? W_obj : NULL}, {"x", dW.data ? x_obj : NULL}))
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS];
@@ -110,7 +113,8 @@ static PyObject *factored_forward(PyObject *self, PyObject *args, PyObject *kwar
     if (!wasi_need_rows(x_obj, "x", &x) || !need_factors(L_obj, R_obj, &L, &R) ||
         !wasi_maybe_array(b_obj, NPY_FLOAT32, 1, "b", &b) ||
         !wasi_need_dim(&x, x.ndim - 1, R.dim[1], "x", "R.shape[1]") ||
-        (b.data && !wasi_need_dim(&b, 0, L.dim[0], "b", "L.shape[0]")))
+        (b.data && !wasi_need_dim(&b, 0, L.dim[0], "b", "L.shape[0]")) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"x", x_obj}, {"L", L_obj}, {"R", R_obj}, {"b", b_obj}))
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS];
@@ -162,7 +166,10 @@ static PyObject *factored_backward(PyObject *self, PyObject *args, PyObject *kwa
                     !wasi_need_dim(&z, z.ndim - 1, K, "z", "L.shape[1]") ||
                     !wasi_need_dim(&dL, 0, O, "dL", "L.shape[0]") || !wasi_need_dim(&dL, 1, K, "dL", "L.shape[1]")))
         return NULL;
-    if (db.data && !wasi_need_dim(&db, 0, O, "db", "L.shape[0]"))
+    if ((db.data && !wasi_need_dim(&db, 0, O, "db", "L.shape[0]")) ||
+        !WASI_NEED_APART(4, {"out", need_dx ? out_obj : NULL}, {"dL", dL_obj}, {"dR", dR_obj}, {"db", db_obj}, {"dy", dy_obj},
+                         {"L", L_obj}, {"R", need_dx ? R_obj : NULL}, {"x", dR.data ? x_obj : NULL},
+                         {"z", dL.data ? z_obj : NULL}))
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS];

@@ -34,7 +34,8 @@ static PyObject *cross_entropy(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     if (!wasi_need_f32(logits_obj, 2, "logits", &logits) || !need_targets(targets_obj, &logits, &targets) ||
         !wasi_maybe_array(weights_obj, NPY_FLOAT32, 1, "class_weights", &weights) ||
-        (weights.data && !wasi_need_dim(&weights, 0, logits.dim[1], "class_weights", "logits.shape[1]")))
+        (weights.data && !wasi_need_dim(&weights, 0, logits.dim[1], "class_weights", "logits.shape[1]")) ||
+        !WASI_NEED_APART(1, {"dlogits_out", out_obj}, {"targets", targets_obj}, {"class_weights", weights_obj}))
         return NULL;
     if (logits.size == 0) {
         PyErr_SetString(PyExc_ValueError, "logits: expected at least one row and one class, got none");

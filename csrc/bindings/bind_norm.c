@@ -36,7 +36,8 @@ static PyObject *layer_norm_forward(PyObject *self, PyObject *args, PyObject *kw
                                      &out_obj))
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
-        !wasi_need_channels(b_obj, "bias", &x, &b) || !need_eps(eps))
+        !wasi_need_channels(b_obj, "bias", &x, &b) || !need_eps(eps) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"weight", w_obj}, {"bias", b_obj}))
         return NULL;
 
     PyArrayObject *y = NULL, *mean = NULL, *rstd = NULL;
@@ -62,21 +63,21 @@ static PyObject *add_layer_norm_forward(PyObject *self, PyObject *args, PyObject
     static char *names[] = {"x", "r", "weight", "bias", "eps", "out_sum", "out", NULL};
     PyObject *x_obj, *r_obj, *w_obj, *b_obj, *sum_obj = Py_None, *out_obj = Py_None, *result = NULL;
     double eps;
-    wasi_array x, r, w, b, sum, out;
+    wasi_array x, r, w, b;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOd|OO:add_layer_norm_forward", names, &x_obj, &r_obj, &w_obj,
                                      &b_obj, &eps, &sum_obj, &out_obj))
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_rows(r_obj, "r", &r) ||
         !wasi_need_same_shape(&r, "r", &x, "x") || !wasi_need_channels(w_obj, "weight", &x, &w) ||
-        !wasi_need_channels(b_obj, "bias", &x, &b) || !need_eps(eps))
+        !wasi_need_channels(b_obj, "bias", &x, &b) || !need_eps(eps) ||
+        !WASI_NEED_APART(2, {"out", out_obj}, {"out_sum", sum_obj}, {"weight", w_obj}, {"bias", b_obj}))
         return NULL;
 
     PyArrayObject *s = NULL, *y = NULL, *mean = NULL, *rstd = NULL;
     if ((s = wasi_out_array(sum_obj, NPY_FLOAT32, x.ndim, x.dim, "out_sum")) == NULL ||
         !wasi_need_in_place(s, "out_sum", &x, "x") || !wasi_need_in_place(s, "out_sum", &r, "r") ||
         (y = wasi_out_in_place(out_obj, &x, "x", &r, "r")) == NULL ||
-        !wasi_need_rows((PyObject *)s, "out_sum", &sum) || !wasi_need_rows((PyObject *)y, "out", &out) ||
-        !wasi_need_disjoint(&out, "out", &sum, "out_sum") || (mean = wasi_new_f32(x.ndim - 1, x.dim)) == NULL ||
+        (mean = wasi_new_f32(x.ndim - 1, x.dim)) == NULL ||
         (rstd = wasi_new_f32(x.ndim - 1, x.dim)) == NULL)
         goto done;
     int n_threads = wasi_get_num_threads();
@@ -104,7 +105,8 @@ static PyObject *layer_norm_apply(PyObject *self, PyObject *args, PyObject *kwar
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !need_statistic(mean_obj, "mean", &x, &mean) ||
         !need_statistic(rstd_obj, "rstd", &x, &rstd) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
-        !wasi_need_channels(b_obj, "bias", &x, &b))
+        !wasi_need_channels(b_obj, "bias", &x, &b) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"mean", mean_obj}, {"rstd", rstd_obj}, {"weight", w_obj}, {"bias", b_obj}))
         return NULL;
 
     PyArrayObject *y = wasi_out_in_place(out_obj, &x, "x", NULL, NULL);
@@ -133,7 +135,10 @@ static PyObject *layer_norm_backward(PyObject *self, PyObject *args, PyObject *k
         !need_statistic(rstd_obj, "rstd", &x, &rstd) || !wasi_need_channels(w_obj, "weight", &x, &w) ||
         !wasi_maybe_channel_sums(dw_obj, "dweight", &x, &dw) || !wasi_maybe_channel_sums(db_obj, "dbias", &x, &db) ||
         !wasi_maybe_array(add_obj, NPY_FLOAT32, -1, "add_to", &add_to) ||
-        (add_to.data && !wasi_need_same_shape(&add_to, "add_to", &x, "x")))
+        (add_to.data && !wasi_need_same_shape(&add_to, "add_to", &x, "x")) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"mean", mean_obj}, {"rstd", rstd_obj}, {"weight", w_obj}) ||
+        !WASI_NEED_APART(2, {"dweight", dw_obj}, {"dbias", db_obj}, {"out", out_obj}, {"dy", dy_obj}, {"x", x_obj},
+                         {"mean", mean_obj}, {"rstd", rstd_obj}, {"weight", w_obj}, {"add_to", add_obj}))
         return NULL;
 
     PyArrayObject *dx = NULL, *work = NULL;
@@ -162,7 +167,8 @@ static PyObject *rms_norm_forward(PyObject *self, PyObject *args, PyObject *kwar
     wasi_array x, w;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOd|O:rms_norm_forward", names, &x_obj, &w_obj, &eps, &out_obj))
         return NULL;
-    if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_channels(w_obj, "weight", &x, &w) || !need_eps(eps))
+    if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_channels(w_obj, "weight", &x, &w) || !need_eps(eps) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"weight", w_obj}))
         return NULL;
 
     PyArrayObject *y = NULL, *rstd = NULL;
@@ -189,7 +195,8 @@ static PyObject *rms_norm_apply(PyObject *self, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O:rms_norm_apply", names, &x_obj, &rstd_obj, &w_obj, &out_obj))
         return NULL;
     if (!wasi_need_rows(x_obj, "x", &x) || !need_statistic(rstd_obj, "rstd", &x, &rstd) ||
-        !wasi_need_channels(w_obj, "weight", &x, &w))
+        !wasi_need_channels(w_obj, "weight", &x, &w) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"rstd", rstd_obj}, {"weight", w_obj}))
         return NULL;
 
     PyArrayObject *y = wasi_out_in_place(out_obj, &x, "x", NULL, NULL);
@@ -216,7 +223,10 @@ static PyObject *rms_norm_backward(PyObject *self, PyObject *args, PyObject *kwa
         !wasi_need_same_shape(&dy, "dy", &x, "x") || !need_statistic(rstd_obj, "rstd", &x, &rstd) ||
         !wasi_need_channels(w_obj, "weight", &x, &w) || !wasi_maybe_channel_sums(dw_obj, "dweight", &x, &dw) ||
         !wasi_maybe_array(add_obj, NPY_FLOAT32, -1, "add_to", &add_to) ||
-        (add_to.data && !wasi_need_same_shape(&add_to, "add_to", &x, "x")))
+        (add_to.data && !wasi_need_same_shape(&add_to, "add_to", &x, "x")) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"rstd", rstd_obj}, {"weight", w_obj}) ||
+        !WASI_NEED_APART(1, {"dweight", dw_obj}, {"out", out_obj}, {"dy", dy_obj}, {"x", x_obj}, {"rstd", rstd_obj},
+                         {"weight", w_obj}, {"add_to", add_obj}))
         return NULL;
 
     PyArrayObject *dx = NULL, *work = NULL;

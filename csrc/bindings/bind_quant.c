@@ -20,13 +20,15 @@ static int need_size(npy_intp size, const char *name)
     return 0;
 }
 
-/* A packed matrix from its arrays: codes, s (None with 8 bits), r, c and the width of a group. */
+/* A packed matrix from its arrays: codes, s (None with 8 bits), r, c and the width of a group. `out` (or None, NULL)
+ * may share no memory with it. */
 static int need_quant(PyObject *codes_obj, PyObject *s_obj, PyObject *r_obj, PyObject *c_obj, Py_ssize_t group,
-                      wasi_quant *Q)
+                      PyObject *out_obj, wasi_quant *Q)
 {
     wasi_array codes, s, r, c;
     if (!wasi_need_array(codes_obj, NPY_UINT8, 2, "codes", &codes) || !wasi_maybe_array(s_obj, NPY_UINT8, 2, "s", &s) ||
-        !wasi_need_f32(r_obj, 1, "r", &r) || !wasi_need_f32(c_obj, 1, "c", &c))
+        !wasi_need_f32(r_obj, 1, "r", &r) || !wasi_need_f32(c_obj, 1, "c", &c) ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"codes", codes_obj}, {"s", s_obj}, {"r", r_obj}, {"c", c_obj}))
         return 0;
     if (!need_group(group))
         return 0;
@@ -90,7 +92,7 @@ static PyObject *dequantize(PyObject *self, PyObject *args, PyObject *kwargs)
     wasi_quant Q;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOn:dequantize", names, &codes_obj, &s_obj, &r_obj, &c_obj,
                                      &group) ||
-        !need_quant(codes_obj, s_obj, r_obj, c_obj, group, &Q))
+        !need_quant(codes_obj, s_obj, r_obj, c_obj, group, NULL, &Q))
         return NULL;
     npy_intp dims[2] = {Q.O, Q.I};
     PyArrayObject *W = wasi_new_f32(2, dims);
@@ -108,7 +110,7 @@ static PyObject *dequantize(PyObject *self, PyObject *args, PyObject *kwargs)
 static PyObject *product(int forward, PyObject *in_obj, const char *in_name, const wasi_quant *Q, PyObject *b_obj,
                          PyObject *out_obj, int add, int exact)
 {
-    wasi_array in, b, out;
+    wasi_array in, b;
     npy_intp width = forward ? Q->I : Q->O, out_width = forward ? Q->O : Q->I;
     if (!wasi_need_rows(in_obj, in_name, &in) ||
         !wasi_need_dim(&in, in.ndim - 1, width, in_name, forward ? "c.shape[0]" : "r.shape[0]") ||
@@ -119,8 +121,7 @@ static PyObject *product(int forward, PyObject *in_obj, const char *in_name, con
         PyErr_SetString(PyExc_TypeError, "out: expected an array to add to, got None");
         return NULL;
     }
-    if (out_obj != Py_None && (!wasi_need_array(out_obj, NPY_FLOAT32, in.ndim, "out", &out) ||
-                               !wasi_need_disjoint(&out, "out", &in, in_name)))
+    if (!WASI_NEED_APART(1, {"out", out_obj}, {in_name, in_obj}, {"b", b_obj}))
         return NULL;
 
     npy_intp dims[WASI_MAX_DIMS], M = wasi_rows_of(&in);
@@ -154,7 +155,7 @@ static PyObject *quant_forward(PyObject *self, PyObject *args, PyObject *kwargs)
     wasi_quant Q;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOn|OOpp:quant_forward", names, &x_obj, &codes_obj, &s_obj,
                                      &r_obj, &c_obj, &group, &b_obj, &out_obj, &add, &exact) ||
-        !need_quant(codes_obj, s_obj, r_obj, c_obj, group, &Q))
+        !need_quant(codes_obj, s_obj, r_obj, c_obj, group, out_obj, &Q))
         return NULL;
     return product(1, x_obj, "x", &Q, b_obj, out_obj, add, exact);
 }
@@ -168,7 +169,7 @@ static PyObject *quant_backward(PyObject *self, PyObject *args, PyObject *kwargs
     wasi_quant Q;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOn|Opp:quant_backward", names, &dy_obj, &codes_obj, &s_obj,
                                      &r_obj, &c_obj, &group, &out_obj, &add, &exact) ||
-        !need_quant(codes_obj, s_obj, r_obj, c_obj, group, &Q))
+        !need_quant(codes_obj, s_obj, r_obj, c_obj, group, out_obj, &Q))
         return NULL;
     return product(0, dy_obj, "dy", &Q, Py_None, out_obj, add, exact);
 }

@@ -59,7 +59,8 @@ static PyObject *range_start(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     npy_intp m = A.dim[0], n = A.dim[1], q = WASI_MIN(m, n);
     if (!need_block(V_obj, typenum, "V", q, -1, &V) || !need_columns(V.dim[1], q, "V.shape[1]") ||
-        !need_block(Y_obj, typenum, "Y", WASI_MAX(m, n), V.dim[1], &Y) || !wasi_need_disjoint(&V, "V", &Y, "Y"))
+        !need_block(Y_obj, typenum, "Y", WASI_MAX(m, n), V.dim[1], &Y) ||
+        !WASI_NEED_APART(2, {"V", V_obj}, {"Y", Y_obj}, {"A", A_obj}))
         return NULL;
     PyArrayObject *scratch = wasi_new_scratch(WASI_CALL(typenum, range_start_work, m, n, V.dim[1], n_threads));
     if (scratch == NULL)
@@ -93,7 +94,8 @@ static PyObject *range(PyObject *self, PyObject *args, PyObject *kwargs)
         !need_block(W_obj, typenum, "W", WASI_MAX(m, n), V.dim[1], &W) ||
         !need_optional_block(X_obj, typenum, "X", q, V.dim[1], &X) ||
         !need_optional_block(previous_obj, typenum, "previous", q, V.dim[1], &previous) ||
-        !need_columns(K, V.dim[1], "K"))
+        !need_columns(K, V.dim[1], "K") ||
+        !WASI_NEED_APART(4, {"V", V_obj}, {"W", W_obj}, {"X", X_obj}, {"previous", previous_obj}, {"A", A_obj}))
         return NULL;
     if ((n_iter > 0 && X.data == NULL) || (accelerate && previous.data == NULL) || n_iter < 0 ||
         (two && (n_iter == 0 || 2 * V.dim[1] > q))) {
@@ -124,7 +126,8 @@ static PyObject *complement(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_ssize_t done;
     unsigned long long seed;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOnK:complement", names, &X_obj, &V_obj, &done, &seed) ||
-        !wasi_need_matrix(V_obj, "V", &V, &typenum) || !need_block(X_obj, typenum, "X", V.dim[0], -1, &X))
+        !wasi_need_matrix(V_obj, "V", &V, &typenum) || !need_block(X_obj, typenum, "X", V.dim[0], -1, &X) ||
+        !WASI_NEED_APART(1, {"X", X_obj}, {"V", V_obj}))
         return NULL;
     npy_intp q = V.dim[0], b = X.dim[1];
     if (done < 0 || done > V.dim[1])
@@ -156,7 +159,7 @@ static PyObject *ritz(PyObject *self, PyObject *args, PyObject *kwargs)
         !wasi_need_matrix(V_obj, "V", &V, &typenum) || !wasi_need_writable(W_obj, typenum, 2, "W", &W) ||
         !wasi_need_dim(&W, 1, V.dim[1], "W", "V.shape[1]") || !need_columns(K, V.dim[1], "K") ||
         !need_optional_block(X_obj, typenum, "X", V.dim[0], V.dim[1], &X) ||
-        !wasi_maybe_array(A_obj, typenum, 2, "A", &A))
+        !wasi_maybe_array(A_obj, typenum, 2, "A", &A) || !WASI_NEED_APART(2, {"W", W_obj}, {"X", X_obj}, {"V", V_obj}, {"A", A_obj}))
         return NULL;
     npy_intp p = W.dim[0], q = V.dim[0], m = wide ? q : p, n = wide ? p : q;
     if (p < q || (wide && p == q) || (X.data && A.data == NULL)) {
@@ -198,7 +201,8 @@ static PyObject *gram_range(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     npy_intp m = A.dim[0], n = A.dim[1], q = WASI_MIN(m, n);
     if (!need_block(V_obj, typenum, "V", q, -1, &V) || !need_columns(V.dim[1], q, "V.shape[1]") ||
-        !need_columns(K, V.dim[1], "K") || !need_columns(n_iter, INT_MAX, "n_iter"))
+        !need_columns(K, V.dim[1], "K") || !need_columns(n_iter, INT_MAX, "n_iter") ||
+        !WASI_NEED_APART(1, {"V", V_obj}, {"A", A_obj}))
         return NULL;
     wasi_range_options options = {.l = V.dim[1], .K = K, .n_iter = n_iter, .accelerate = true, .orthogonalize = true,
                                   .alpha = alpha, .seed = seed};

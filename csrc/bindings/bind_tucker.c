@@ -166,6 +166,11 @@ static PyObject *asi_step(PyObject *self, PyObject *args, PyObject *kwargs)
         if (f.data[n] && (!wasi_need_dim(&f.array[n], 0, A.dim[n], "factors[n]", "A.shape[n]") ||
                           !wasi_need_disjoint(&f.array[n], "factors[n]", &A, "A")))
             goto done;
+        for (int i = 0; i < n; i++)
+            if (!wasi_need_disjoint(&f.array[n], "factors[n]", &f.array[i], "factors[i]"))
+                goto done;
+        if (!WASI_NEED_APART(1, {"out", out_obj}, {"A", A_obj}, {"factors[n]", (PyObject *)f.array[n].object}))
+            goto done;
         shape.dim[n] = A.dim[n];
         dims[n] = shape.rank[n] = f.data[n] ? f.array[n].dim[1] : A.dim[n];
         shape.cut[n] = f.data[n] != NULL;

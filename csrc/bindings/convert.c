@@ -137,21 +137,48 @@ static void extent(PyArrayObject *a, const char **begin, const char **end)
         *(PyArray_STRIDE(a, i) < 0 ? begin : end) += (PyArray_DIM(a, i) - 1) * PyArray_STRIDE(a, i);
 }
 
-/* Whether the arrays' ranges meet. */
+/* Whether the arrays share memory: contiguous ones where their ranges meet, others (q, k and v of one array) as NumPy says,
+ * which takes those for sharing that are too hard to tell. */
 static int overlap(PyArrayObject *a, PyArrayObject *b)
 {
     const char *a0, *a1, *b0, *b1;
     extent(a, &a0, &a1);
     extent(b, &b0, &b1);
-    return a0 < b1 && b0 < a1;
+    if (a0 >= b1 || b0 >= a1)
+        return 0;
+    if (PyArray_IS_C_CONTIGUOUS(a) && PyArray_IS_C_CONTIGUOUS(b))
+        return 1;
+    PyObject *numpy = PyImport_ImportModule("numpy");
+    PyObject *answer = numpy ? PyObject_CallMethod(numpy, "may_share_memory", "OOi", a, b, 1000) : NULL;
+    int apart = answer == Py_False;
+    Py_XDECREF(answer);
+    Py_XDECREF(numpy);
+    PyErr_Clear(); /* without memory for the question: refused */
+    return !apart;
+}
+
+static int refuse_overlap(const char *a_name, const char *b_name)
+{
+    PyErr_Format(PyExc_ValueError, "%s: expected memory of its own, got an array that overlaps %s", a_name, b_name);
+    return 0;
 }
 
 int wasi_need_disjoint(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name)
 {
     if (a->object == NULL || b->object == NULL || !overlap(a->object, b->object))
         return 1;
-    PyErr_Format(PyExc_ValueError, "%s: expected memory of its own, got an array that overlaps %s", a_name, b_name);
-    return 0;
+    return refuse_overlap(a_name, b_name);
+}
+
+int wasi_need_apart(int n_written, const wasi_operand *operands, int n)
+{
+    for (int i = 0; i < n_written; i++)
+        for (int j = i + 1; j < n; j++) {
+            PyObject *a = operands[i].object, *b = operands[j].object;
+            if (a && b && PyArray_Check(a) && PyArray_Check(b) && overlap((PyArrayObject *)a, (PyArrayObject *)b))
+                return refuse_overlap(operands[i].name, operands[j].name);
+        }
+    return 1;
 }
 
 int wasi_need_in_place(PyArrayObject *out, const char *out_name, const wasi_array *in, const char *in_name)

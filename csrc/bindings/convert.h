@@ -62,6 +62,15 @@ int wasi_need_dim(const wasi_array *array, int axis, npy_intp expected, const ch
 int wasi_need_same_shape(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name);
 /* Refuses arrays that share memory where a kernel must not alias. */
 int wasi_need_disjoint(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name);
+/* The same for an argument list: each of the first `n_written` operands against all others. What is no array is passed over. */
+typedef struct {
+    const char *name;
+    PyObject *object;
+} wasi_operand;
+int wasi_need_apart(int n_written, const wasi_operand *operands, int n);
+#define WASI_NEED_APART(n_written, ...)                      \
+    wasi_need_apart(n_written, (wasi_operand[]){__VA_ARGS__}, \
+                    (int)(sizeof((wasi_operand[]){__VA_ARGS__}) / sizeof(wasi_operand)))
 /* For elementwise kernels: `out` may be the very memory of `in`, but must not overlap it in any other way.
  * `in` may be absent. */
 int wasi_need_in_place(PyArrayObject *out, const char *out_name, const wasi_array *in, const char *in_name);

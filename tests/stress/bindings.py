@@ -230,7 +230,99 @@ def bad_calls(name):
             yield [arguments[0], *[arguments[0] if isinstance(a, np.ndarray) else a for a in arguments[1:]]], keywords  # aliases
 
 
+def _names_of(name):
+    """The names of a function's arguments, by position."""
+    return [part.split("=")[0].strip() for part in getattr(_core, name).__doc__.partition("(")[2].partition(")")[0].split(",")]
+
+
+def _places(name, row):
+    """(name, place) of each array of a good call; a place is what `_at` takes."""
+    arguments, keywords = split(row)
+    named = [*zip(_names_of(name), range(len(arguments))), *((key, key) for key in keywords)]
+    for label, key in named:
+        value = _at((arguments, keywords), (key,))
+        if isinstance(value, np.ndarray):
+            yield label, (key,)
+        elif isinstance(value, list):
+            yield from ((f"{label}[{n}]", (key, n)) for n, item in enumerate(value) if isinstance(item, np.ndarray))
+
+
+def _at(call, place):
+    value = call[isinstance(place[0], str)][place[0]]
+    return value if len(place) == 1 else value[place[1]]
+
+
+def _put(call, place, value):
+    holder = call[isinstance(place[0], str)]
+    if len(place) == 2:
+        holder, place = holder[place[0]], place[1:]
+    holder[place[0]] = value
+
+
+def _writes(name, row, place):
+    """Whether a function wants that argument writable."""
+    call = split(row)
+    _at(call, place).flags.writeable = False
+    try:
+        getattr(_core, name)(*call[0], **call[1])
+    except ValueError as error:
+        return "writable" in str(error)
+    return False
+
+
+def _share(call, first, second, shift):
+    """Gives two arrays of a call the same memory, the second's `shift` elements behind; what it held is what they hold."""
+    a, b_ = _at(call, first), _at(call, second)
+    step = shift * max(a.itemsize, b_.itemsize)
+    starts = max(0, -step), max(0, step)
+    memory = np.zeros(max(a.nbytes, b_.nbytes) + abs(step) + 8, np.uint8)
+    for place, array, start in zip((first, second), (a, b_), starts):
+        view = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        view[...] = array
+        _put(call, place, view)
+
+
+def sharing_calls(name):
+    """(what is shared, call, the same call without sharing, places of what is written), for each two arrays of which one is
+    written; 0, 1 and -1 elements apart, and half of the larger."""
+    for row in CALLS[name]:
+        places = list(_places(name, row))
+        written = [entry for entry in places if _writes(name, row, entry[1])]
+        for i, (label, place) in enumerate(written):
+            for other, second in [*written[i + 1 :], *(entry for entry in places if entry not in written)]:
+                sizes = [_at(split(row), p).size for p in (place, second)]
+                shifts = {0, 1, -1, max(sizes) // 2 * (1 if sizes[0] >= sizes[1] else -1)}
+                for shift in sorted(shifts):
+                    call = split(row)
+                    _share(call, place, second, shift)
+                    alone = tuple(split((*call[0], call[1]) if call[1] else call[0]))
+                    yield (label, other, shift), call, alone, [p for _, p in written if p in (place, second)]
+
+
+def run_sharing(name, labels, call, alone, written):
+    """Whether a call with shared memory is refused, by both names; where it is not, its results are those without sharing."""
+    try:
+        want = getattr(_core, name)(*alone[0], **alone[1])
+    except REFUSALS:  # what one array held is nothing that the other may hold
+        want = None
+    try:
+        got = getattr(_core, name)(*call[0], **call[1])
+    except REFUSALS as error:
+        if isinstance(error, ValueError) and "overlap" in str(error):
+            assert all(label.partition("[")[0] in str(error) for label in labels[:2]), f"{name}: {labels}: {error}"
+            return True
+        if want is None:
+            return False
+        raise
+    for place in [] if (name, *labels[:2]) in _REPLACED else written:
+        np.testing.assert_array_equal(_at(call, place), _at(alone, place), f"{name}: {labels}")
+    for a, b_ in zip(_flat(got), _flat(want), strict=True):
+        np.testing.assert_array_equal(a, b_, f"{name}: {labels}")
+    return False
+
+
 REFUSALS = (TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError, LookupError)
+_REPLACED = {("bias_gelu_forward", "h", "out")}  # in place: only the result remains
 _ITERATING = {"asi_step", "gram_range", "range"}
 # Settings for the whole process, which the calls of others would see.
 _SETTINGS = {"set_num_threads", "set_isa", "set_bfloat16_products"}
