@@ -57,21 +57,16 @@ def batches(paths, transform, size):
     names, images = [], []
     for path in paths:
         try:
-            images.append(transform(read_image(path, transform.min_side)))
+            images.append(transform.batch([read_image(path, transform.min_side)]))
         except ImageError as error:
             print(f"not used: {error}", file=sys.stderr)
         else:
             names.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
         if len(names) == size:
-            yield names, channels_first(images)
+            yield names, np.concatenate(images)
             names, images = [], []
     if names:
-        yield names, channels_first(images)
-
-
-def channels_first(images):
-    """uint8 (B, 3, S, S) of a list of S x S x 3."""
-    return np.ascontiguousarray(np.moveaxis(np.stack(images), 3, 1))
+        yield names, np.concatenate(images)
 
 
 def probabilities(logits):
