@@ -11,6 +11,7 @@ import numpy as np
 from wasi.cli import options
 from wasi.cli.models import classes_of, model_file
 from wasi.models import load_model
+from wasi.models.images import probabilities
 from wasi.training.data import ImageError, Transform, read_image
 from wasi.training.dataset import SUFFIXES
 
@@ -67,9 +68,3 @@ def batches(paths, transform, size):
             names, images = [], []
     if names:
         yield names, np.concatenate(images)
-
-
-def probabilities(logits):
-    """Softmax of each row."""
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)

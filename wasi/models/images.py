@@ -1,4 +1,4 @@
-"""What models of images share: patches to tokens, random weights, loss, FLOPs of a step."""
+"""What models of images share: patches to tokens, random weights, loss, probabilities, FLOPs of a step."""
 
 import numpy as np
 
@@ -14,6 +14,17 @@ def truncated_normal(rng, shape, std=0.02):
     while (outside := np.abs(x) > 2).any():
         x[outside] = rng.standard_normal(int(outside.sum()))
     return (x * std).astype(np.float32)
+
+
+def probabilities(logits):
+    """Softmax of each row: logits (B, classes) -> float64 (B, classes), rows sum to 1.
+
+    >>> probabilities(np.float32([[0, 1000]])).tolist()
+    [[0.0, 1.0]]
+    """
+    z = logits.astype(np.float64)
+    p = np.exp(z - z.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
 
 
 def zero_linear(O, I, bias=True):

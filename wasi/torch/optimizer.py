@@ -8,8 +8,7 @@ import torch
 from wasi import linalg, ops
 from wasi.linalg.wsi import MOMENTS, wsi_state_shapes
 from wasi.torch.layers import FactoredLinear, as_array
-
-KINDS = ("sgd", "adamw")
+from wasi.training.optimizer import OPTIMIZERS, with_layer_name
 
 
 class WSI(torch.optim.Optimizer):
@@ -47,8 +46,8 @@ class WSI(torch.optim.Optimizer):
 
     def __init__(self, module, params=None, lr=1e-2, kind="sgd", momentum=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8,
                  clip_norm=None):
-        if kind not in KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+        if kind not in OPTIMIZERS:
+            raise ValueError(f"kind: expected one of {', '.join(OPTIMIZERS)}, got {kind!r}")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm: expected a positive norm or None, got {clip_norm}")
         for name, value, top in (("lr", lr, math.inf), ("momentum", momentum, 1), ("weight_decay", weight_decay, math.inf)):
@@ -96,7 +95,7 @@ class WSI(torch.optim.Optimizer):
                     pairs += self._pair(p, group)
                 elif p.grad is not None and p not in second:
                     plain.append((p, as_array(p.grad.contiguous(), f"the gradient of {self._name(p)}"), group))
-        norms = [_named(name, linalg.wsi_gradient_norm2, *arrays) for _, name, arrays, _ in pairs]
+        norms = [with_layer_name(name, linalg.wsi_gradient_norm2, *arrays) for _, name, arrays, _ in pairs]
         norm2 = sum(n for n, _ in norms) + sum(ops.sum_of_squares(g) for _, g, _ in plain)
         if not math.isfinite(norm2):
             raise FloatingPointError("the gradient is not finite: lower lr")
@@ -147,8 +146,8 @@ class WSI(torch.optim.Optimizer):
         R, rule = self._partners[L][0], self._rule(group)
         state, moments = self._state(L, wsi_state_shapes(L.shape[0], R.shape[1], L.shape[1], rule))
         memory = SimpleNamespace(optimizer=rule, arrays=moments, n_steps=state["step"])
-        _named(name, linalg.wsi_step, *arrays, group["lr"], scale, group["weight_decay"], memory, group["momentum"],
-               group["betas"], group["eps"], T)
+        with_layer_name(name, linalg.wsi_step, *arrays, group["lr"], scale, group["weight_decay"], memory,
+                        group["momentum"], group["betas"], group["eps"], T)
         state["step"] = memory.n_steps
         torch.autograd.graph.increment_version((L, R))
 
@@ -162,11 +161,3 @@ def _orthonormalize(layer):
     new = torch.from_numpy(linalg.orthonormalize(L))
     layer.R.copy_((new.T @ layer.L) @ layer.R)
     layer.L.copy_(new)
-
-
-def _named(name, function, *arguments):
-    """The function's result; an ArithmeticError gets the layer's name put before its text."""
-    try:
-        return function(*arguments)
-    except ArithmeticError as error:
-        raise ArithmeticError(f"{name}: {error}") from error

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from wasi.models import create_model
+from wasi.models.images import probabilities
 from wasi.models.methods import MethodOptions, apply_method
 from wasi.models.swin import SWIN_CONFIGS
 from wasi.models.vit import CONFIGS
@@ -185,9 +186,7 @@ class WasiClassifier:
 
     def predict_proba(self, X):
         """Probabilities (n, classes) float64, columns in the order of classes_; rows sum to 1."""
-        z = self._logits(X).astype(np.float64)
-        p = np.exp(z - z.max(1, keepdims=True))
-        return p / p.sum(1, keepdims=True)
+        return probabilities(self._logits(X))
 
     def predict(self, X):
         """The most probable class of each sample (n,)."""

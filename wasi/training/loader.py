@@ -11,8 +11,8 @@ from PIL import Image
 from wasi.models.weights import check_numbers
 from wasi.training.dataset import ImageError
 
-# Random streams: (seed, epoch, 0) the order of the images, (seed, epoch, 1, 1 + batch) what is drawn once a
-# batch, and (seed, epoch, 2 + index) an image. Numbers that are missing at the end count as 0.
+# Random streams: (seed, epoch, 0) the order of the samples, (seed, epoch, 1) that of batches which were put together by
+# length, and (seed, epoch, 2 + index) an image.
 ORDER_STREAM, BATCH_STREAM, FIRST_IMAGE_STREAM = 0, 1, 2
 
 
@@ -129,13 +129,6 @@ class Loader:
     def set_epoch(self, epoch):
         """Lets the next iteration be that of `epoch`, from its first batch."""
         self._epoch, self._batch, self._resumes = epoch, 0, False
-
-    def batch_rng(self):
-        """A generator for what is drawn once a batch, such as mixup; call it once a batch, as it starts anew.
-
-        It depends on seed, epoch and the number of the batch that was handed out last.
-        """
-        return np.random.default_rng((self.seed, self._epoch, BATCH_STREAM, 1 + self._batch))
 
     def _stream(self):
         return {

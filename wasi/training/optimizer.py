@@ -111,7 +111,7 @@ class Optimizer:
                 p.grad = None
         self.n_steps += 1
         for name, module in self._modules:
-            _with_name(name, module.after_step)
+            with_layer_name(name, module.after_step)
         return norm
 
     def _update_part(self, part, lr):
@@ -126,7 +126,7 @@ class Optimizer:
         """Updates what has a gradient among {name: (parameter or layer, state)} and clears it; returns its squared norm."""
         plain = {name: unit for name, unit in plain.items() if unit[0].gradient_bytes}
         factored = {name: unit for name, unit in factored.items() if unit[0].R.gradient_bytes}
-        norms = {name: _with_name(name, _norm2, layer, state) for name, (layer, state) in factored.items()}
+        norms = {name: with_layer_name(name, _norm2, layer, state) for name, (layer, state) in factored.items()}
         norm2 = sum(n for n, _ in norms.values()) + sum(ops.sum_of_squares(p.full_gradient()) for p, _ in plain.values())
         if not math.isfinite(norm2):
             raise FloatingPointError("the gradient is not finite: lower lr")
@@ -138,8 +138,8 @@ class Optimizer:
             rate, decay = self._group(f"{name}.L", lr)
             step = linalg.wsi_step_extended if state.n_new else linalg.wsi_step
             with self._unpacked(state):
-                _with_name(name, step, *_factors(layer), rate, scale, decay, state, self.momentum, self.betas, self.eps,
-                           norms[name][1])
+                with_layer_name(name, step, *_factors(layer), rate, scale, decay, state, self.momentum, self.betas, self.eps,
+                                norms[name][1])
             layer.L.clear_gradient()
             layer.R.clear_gradient()
         return norm2
@@ -254,7 +254,7 @@ def _pack_part(part):
             p.pack_gradient()
 
 
-def _with_name(name, function, *arguments):
+def with_layer_name(name, function, *arguments):
     """The function's result; an ArithmeticError gets the layer's name put before its text."""
     try:
         return function(*arguments)
