@@ -413,6 +413,35 @@ def test_a_share_is_by_fisher_where_it_can_be_and_leaves_given_ranks():
     assert {m.rank for _, m in model.named_modules() if isinstance(m, LoraLinear)} == {16, 24, 26}
 
 
+def test_factors_of_a_share_are_those_of_the_loss_at_the_ranks_that_it_chose(monkeypatch):
+    """And each layer is decomposed once for both."""
+    model, images, labels = model_and_batch()
+    names = wasi.models.find_targets(model, ("all",))
+    weights = {name: model.get_module(name).weight.data for name in names}
+    covariances, slopes = curvatures(model, names, [(images, labels)])
+    made, decompose = [], wasi.linalg.FisherSvd.__init__
+    monkeypatch.setattr(wasi.linalg.FisherSvd, "__init__", lambda self, W, *rest: (made.append(W), decompose(self, W, *rest))[0])
+    apply_method(model, "wsi", MethodOptions(("all",), share=0.4), [(images, labels)], verbose=False)
+    monkeypatch.undo()
+    assert len(made) == len(names)
+    for row in model.factorization:
+        L, R, s = wasi.linalg.fisher_svd(weights[row.name], covariances[row.name], slopes[row.name], row.rank)
+        assert relative_error(model.get_module(row.name).merged_weight(), L @ R) < 1e-5
+        assert row.variance == pytest.approx((s[: row.rank] ** 2).sum() / (s**2).sum(), rel=1e-5)
+
+
+def test_a_weight_of_zeros_has_factors_that_keep_all_of_it():
+    model, images, labels = model_and_batch()
+    model.blocks[0].mlp.fc2.weight.data[:] = 0
+    for start in ("svd", "whitened", "fisher"):
+        rows = apply_method(model_and_batch()[0], "wsi", MethodOptions(("blocks.0.mlp.fc2",), rank=3, start=start),
+                            [(images, labels)], verbose=False).factorization
+        assert 0 < rows[0].variance < 1
+    options = MethodOptions(("blocks.0.mlp.fc2",), rank=3)
+    rows = apply_method(model, "wsi", options, [(images, labels)], verbose=False).factorization
+    assert rows[0].variance == 1 and not model.blocks[0].mlp.fc2.merged_weight().any()
+
+
 def test_bad_method_is_refused_by_name():
     model, _, _ = model_and_batch()
     with pytest.raises(ValueError, match="method: expected one of dense, asi, .*got 'magic'"):
@@ -427,8 +456,10 @@ def test_bad_method_is_refused_by_name():
         apply_method(model, "wsi", MethodOptions(start="magic"))
     with pytest.raises(ValueError, match="calibration: expected batches for the start 'gradient', got None"):
         apply_method(model, "qwasi", MethodOptions(start="gradient"))
-    with pytest.raises(ValueError, match="gradients: expected residual_bits of 4 or 8 with them"):
+    with pytest.raises(ValueError, match="start: expected 'svd', 'whitened' or 'fisher' for wsi, which keeps no residual"):
         apply_method(model, "wsi", MethodOptions(start="gradient"), [model_and_batch()[1:]])
+    with pytest.raises(ValueError, match="gradients: expected residual_bits of 4 or 8 with them"):
+        wasi.factorize(model, gradients=[model_and_batch()[1:]], verbose=False)
     with pytest.raises(ValueError, match="gradients: expected at least one calibration batch, got none"):
         apply_method(model, "qwasi", calibration=[])
     for share in (0, 1.5, float("nan")):

@@ -240,6 +240,22 @@ def test_fisher_svd_without_gradients_is_whitened_svd(rng):
         assert_close(L @ R, whitened[0] @ whitened[1], 8)
 
 
+@pytest.mark.parametrize("O, I", [(12, 20), (20, 12)])
+def test_one_decomposition_gives_the_factors_of_every_rank(rng, O, I):
+    W, C, D = rng.standard_normal((O, I)).astype(np.float32), covariance(rng, I, 80), covariance(rng, O, 80)
+    found = linalg.FisherSvd(W, C, D)
+    for rank in (1, 5, 12):
+        L, R, spectrum = linalg.fisher_svd(W, C, D, rank)
+        assert_close(np.matmul(*found.factors(rank)), L @ R)
+        assert np.array_equal(found.spectrum, spectrum)
+    assert [a.shape for a in found.factors()] == [(O, 12), (12, I)]
+    bounded = linalg.FisherSvd(W, C, D, rank=5)
+    assert_close(np.matmul(*bounded.factors(4)), np.matmul(*found.factors(4)))
+    for got in (0, 6):
+        with pytest.raises(ValueError, match=f"rank: expected 1 to 5, got {got}"):
+            bounded.factors(got)
+
+
 def test_fisher_svd_refuses_by_name():
     W, C, D = np.eye(4, 3), np.eye(3), np.eye(4)
     with pytest.raises(TypeError, match="D: expected a float64 array, got float32"):

@@ -13,7 +13,7 @@ from wasi.linalg.rsvd import (
     randomized_svd,
     subspace_svd,
 )
-from wasi.linalg.svd import fisher_svd, orthonormalize, truncated_svd, whitened_svd
+from wasi.linalg.svd import FisherSvd, fisher_svd, orthonormalize, truncated_svd, whitened_svd
 from wasi.linalg.tensor import (
     asi_factors,
     asi_step,
@@ -29,6 +29,7 @@ from wasi.linalg.wsi_rank import wsi_extend, wsi_extended_norm2, wsi_step_extend
 
 __all__ = [
     "AdaptiveSvd",
+    "FisherSvd",
     "SubspaceTracker",
     "WsiState",
     "adaptive_svd",

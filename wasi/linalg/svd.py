@@ -86,24 +86,55 @@ def fisher_svd(W, C, D, rank=None, variance=None, ridge=1e-6, output_ridge=0.1):
     >>> spectrum.round(3).tolist(), (L @ R).round(3).tolist()
     ([10.0, 2.0], [[1.0, 0.0], [0.0, 0.0]])
     """
-    O = len(W)
-    if not (isinstance(D, np.ndarray) and D.dtype == np.float64):
-        raise TypeError(f"D: expected a float64 array, got {getattr(D, 'dtype', type(D).__name__)}")
-    if D.shape != (O, O):
-        raise ValueError(f"D: expected shape {(O, O)}, got {D.shape}")
-    if not output_ridge > 0:
-        raise ValueError(f"output_ridge: expected a number above 0, got {output_ridge}")
-    if not np.isfinite(D).all():
-        raise ArithmeticError("fisher_svd: D holds NaN or Inf")
-    energy, Z = np.linalg.eigh(D)
-    energy = np.maximum(energy, 0)
-    energy = energy + output_ridge * energy.mean() if energy.any() else np.ones(O)
-    root, inverse = (Z * energy**0.5) @ Z.T, (Z * energy**-0.5) @ Z.T
-    if np.shape(C) == (O, O) and O < W.shape[1]:  # of the outputs
-        C = root @ C @ root
-    seen, rest, spectrum = whitened_svd(root @ W, C, rank, variance, ridge)
-    L, T = np.linalg.qr(inverse @ seen)
-    return tuple(np.ascontiguousarray(a, W.dtype) for a in (L, T @ rest, spectrum))
+    found = FisherSvd(W, C, D, rank, variance, ridge, output_ridge)
+    return (*found.factors(), found.spectrum)
+
+
+class FisherSvd:
+    """What `fisher_svd` truncates, decomposed once, to be cut at one rank after another.
+
+    Parameters and errors as of `fisher_svd`, which has the formula; rank and variance bound the ranks that can be had. It holds
+    W itself, the leading left singular vectors of D^(1/2) W C^(1/2), (O, rank), and D's eigenvectors, (O, O), in float64: nothing
+    as wide as a wide W, and neither C nor D. spectrum (min(O, I),): all singular values, descending.
+
+    >>> import numpy as np
+    >>> found = FisherSvd(np.eye(3), np.eye(3), np.diag([1.0, 4.0, 9.0]), output_ridge=1e-9)
+    >>> found.spectrum.round(3).tolist(), (np.matmul(*found.factors(1)) + 0.0).round(3).tolist()
+    ([3.0, 2.0, 1.0], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    """
+
+    def __init__(self, W, C, D, rank=None, variance=None, ridge=1e-6, output_ridge=0.1):
+        O = len(W)
+        if not (isinstance(D, np.ndarray) and D.dtype == np.float64):
+            raise TypeError(f"D: expected a float64 array, got {getattr(D, 'dtype', type(D).__name__)}")
+        if D.shape != (O, O):
+            raise ValueError(f"D: expected shape {(O, O)}, got {D.shape}")
+        if not output_ridge > 0:
+            raise ValueError(f"output_ridge: expected a number above 0, got {output_ridge}")
+        if not np.isfinite(D).all():
+            raise ArithmeticError("fisher_svd: D holds NaN or Inf")
+        energy, self._Z = np.linalg.eigh(D)
+        energy = np.maximum(energy, 0)
+        self._energy = energy + output_ridge * energy.mean() if energy.any() else np.ones(O)
+        root = (self._Z * self._energy**0.5) @ self._Z.T
+        if np.shape(C) == (O, O) and O < W.shape[1]:  # of the outputs
+            C = root @ C @ root
+        self._W = W
+        self._seen, _, spectrum = whitened_svd(root @ W, C, rank, variance, ridge)
+        self.spectrum = np.ascontiguousarray(spectrum, W.dtype)
+
+    def factors(self, rank=None):
+        """L (O, K) orthonormal and R (K, I), of W's type, for K = rank; None: the largest that there is.
+
+        Raises ValueError for a rank out of range.
+        """
+        K = self._seen.shape[1] if rank is None else rank
+        if not 1 <= K <= self._seen.shape[1]:
+            raise ValueError(f"rank: expected 1 to {self._seen.shape[1]}, got {K}")
+        turned = self._Z.T @ self._seen[:, :K]
+        L, T = np.linalg.qr((self._Z * self._energy**-0.5) @ turned)
+        R = T @ (((self._Z * self._energy**0.5) @ turned).T @ self._W)
+        return tuple(np.ascontiguousarray(a, self._W.dtype) for a in (L, R))
 
 
 def _from_outputs(W, M, rank, variance, ridge):

@@ -173,16 +173,23 @@ def curvatures(model, names, batches):
 
 
 @contextlib.contextmanager
-def all_frozen(model):
-    """A context within which none of the model's parameters is trainable."""
+def trainability_kept(model):
+    """A context at whose end the model's parameters are trainable, or not, as they were at its beginning."""
     trainable = [(p, p.trainable) for _, p in model.named_parameters()]
     try:
-        for p, _ in trainable:
-            p.trainable = False
         yield
     finally:
         for p, was in trainable:
             p.trainable = was
+
+
+@contextlib.contextmanager
+def all_frozen(model):
+    """A context within which none of the model's parameters is trainable."""
+    with trainability_kept(model):
+        for _, p in model.named_parameters():
+            p.trainable = False
+        yield
 
 
 def weight_gradients(model, names, batches):
@@ -223,20 +230,39 @@ def gradient_factors(W, G, **keep):
     return U, gradient_scale(W) * Vt, _share(S, G)
 
 
-def starting_factors(W, covariance=None, gradient=None, slopes=None, **keep):
-    """Factors of W (O, I): in the leading directions of its gradient, or a truncated SVD, plain, whitened or Fisher-weighted.
+class Sources:
+    """What the factors of a model's linears start from, {layer name: array}; a layer without any starts from the plain SVD.
 
-    covariance: of its inputs, E[x' x]; slopes: E[d' d] of its outputs' gradients, with covariance; keep: rank or variance.
-    Returns L (O, K), R (K, I) and the share kept of the squared singular values.
+    covariances: E[x' x] of its inputs, or what `Gram` has in its place: whitened; slopes: E[d' d] of its outputs' gradients, with
+    covariances: weighed by the loss; gradients: dLoss/dW (O, I).
     """
-    if gradient is not None:
-        return gradient_factors(W, gradient, **keep)
-    if covariance is None:
-        U, s, Vt = linalg.truncated_svd(W, **keep)
-        return U, s[:, None] * Vt, _share(s, W)
-    L, R, s = (linalg.whitened_svd(W, covariance, **keep) if slopes is None
-               else linalg.fisher_svd(W, covariance, slopes, **keep))
-    return L, R, float((s[: L.shape[1]].astype(float) ** 2).sum() / (s.astype(float) ** 2).sum())
+
+    def __init__(self, covariances=None, gradients=None, slopes=None):
+        self.covariances, self.gradients, self.slopes = covariances or {}, gradients or {}, slopes or {}
+        self._decomposed = {}  # {name: FisherSvd}, in the place of covariances and slopes
+
+    def spectra(self, weights):
+        """{name: singular values} that the loss tells layers apart by, of weights {name: (O, I)}; each needs slopes."""
+        for name, W in weights.items():
+            self._decomposed[name] = linalg.FisherSvd(W, self.covariances.pop(name), self.slopes.pop(name))
+        return {name: self._decomposed[name].spectrum for name in weights}
+
+    def factors(self, name, W, **keep):
+        """Factors of a layer's weight W (O, I), whose sources are let go of; keep: rank or variance, or a rank after `spectra`.
+
+        Returns L (O, K), R (K, I) and the share kept of the squared singular values that the start goes by.
+        """
+        decomposed, C, G, D = (found.pop(name, None) for found in
+                               (self._decomposed, self.covariances, self.gradients, self.slopes))
+        if decomposed is not None:
+            return *decomposed.factors(**keep), _share(decomposed.spectrum[: keep["rank"]], decomposed.spectrum)
+        if G is not None:
+            return gradient_factors(W, G, **keep)
+        if C is None:
+            U, s, Vt = linalg.truncated_svd(W, **keep)
+            return U, s[:, None] * Vt, _share(s, W)
+        L, R, s = linalg.whitened_svd(W, C, **keep) if D is None else linalg.fisher_svd(W, C, D, **keep)
+        return L, R, _share(s[: L.shape[1]], s)
 
 
 def gradient_scale(W):
@@ -245,7 +271,7 @@ def gradient_scale(W):
 
 
 def _share(S, A):
-    """Of A's squared singular values, what S holds."""
+    """Of A's squared numbers (or singular values), what those of S are; 1 where there is nothing."""
     total = float((A.astype(float) ** 2).sum())
     return float((S.astype(float) ** 2).sum()) / total if total > 0 else 1.0
 
@@ -284,28 +310,24 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     'blocks.0.mlp.fc1'
     """
     names = find_targets(model, target_modules, exclude_modules)
-    ranks = ranks_by_name(names, rank, rank_pattern)
-    for name in names:
-        check_rank(name, model.get_module(name), ranks[name])
-    if rank is None and not 0 < variance <= 1:
-        raise ValueError(f"variance: expected a share in (0, 1], got {variance}")
+    ranks = check_ranks(model, names, rank, rank_pattern, variance, share)
     if gradients is not None and residual_bits is None:
         raise ValueError("gradients: expected residual_bits of 4 or 8 with them: these factors alone do not stand for the weight")
     if sum(batches is not None for batches in (whiten, gradients, fisher)) > 1:
         raise ValueError("whiten, gradients, fisher: expected at most one of them")
-    check_share(share, rank)
-    covariances = {} if whiten is None else input_covariances(model, names, whiten)
-    directions = {} if gradients is None else weight_gradients(model, names, gradients)
-    covariances, slopes = (covariances, {}) if fisher is None else curvatures(model, names, fisher)
-    if share is not None:
-        weights = {name: model.get_module(name).weight.data for name in names if ranks[name] is None}
-        ranks.update(ranks_of_share(weights, share, covariances, slopes))
+    if fisher is not None:
+        covariances, slopes = curvatures(model, names, fisher)
+        sources = Sources(covariances, slopes=slopes)
+    else:
+        sources = Sources(None if whiten is None else input_covariances(model, names, whiten),
+                          None if gradients is None else weight_gradients(model, names, gradients))
+    ranks = ranks_of_share(ranks, lambda name: model.get_module(name).weight.data, share, sources)
     done = []
     for name in names:
         layer = model.get_module(name)
         W = layer.weight.data
         keep = {"variance": variance} if ranks[name] is None else {"rank": ranks[name]}
-        L, R, kept = starting_factors(W, *(found.pop(name, None) for found in (covariances, directions, slopes)), **keep)
+        L, R, kept = sources.factors(name, W, **keep)
         residual = ops.quantize_residual(W - L @ R, residual_bits) if residual_bits is not None else None
         model.set_module(name, FactoredLinear(L, R, layer.bias and layer.bias.data, residual))
         done.append(FactorizedLayer(name, *W.shape, L.shape[1], kept))
@@ -313,6 +335,17 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     if verbose:
         print(factorization_table(done))
     return model
+
+
+def check_ranks(model, names, rank, rank_pattern=None, variance=1.0, share=None):
+    """`ranks_by_name` of a model's dense linears. Raises ValueError for ranks, a variance or a share that cannot be."""
+    ranks = ranks_by_name(names, rank, rank_pattern)
+    for name in names:
+        check_rank(name, model.get_module(name), ranks[name])
+    if rank is None and not 0 < variance <= 1:
+        raise ValueError(f"variance: expected a share in (0, 1], got {variance}")
+    check_share(share, rank)
+    return ranks
 
 
 def ranks_by_name(names, rank, rank_pattern=None):
@@ -332,15 +365,18 @@ def check_share(share, rank):
         raise ValueError(f"share: expected a number in (0, 1], got {share}")
 
 
-def ranks_of_share(weights, share, covariances=None, slopes=None):
-    """{name: rank} of factors with `share` of the weights' parameters, for `starting_factors` of these.
+def ranks_of_share(ranks, weight_of, share, sources=None):
+    """{name: rank} with ranks in the place of None, whose factors have `share` of those weights' parameters in all.
 
-    weights: {name: (O, I)}. With slopes of each, and covariances, the ranks go where they tell; else to all in proportion.
+    ranks: {name: rank or None}; weight_of(name): (O, I); share None: as they are. With slopes among the Sources of these weights
+    the ranks go where they tell, and stay decomposed for `Sources.factors`; else to all in proportion.
     """
-    if not slopes:
-        return {name: min(*W.shape, max(1, round(share * W.size / sum(W.shape)))) for name, W in weights.items()}
-    spectra = {name: linalg.fisher_svd(W, covariances[name], slopes[name], rank=1)[2] for name, W in weights.items()}
-    return allocated_ranks(spectra, {name: W.shape for name, W in weights.items()}, share)
+    if share is None:
+        return ranks
+    weights = {name: weight_of(name) for name, rank in ranks.items() if rank is None}
+    if sources is not None and sources.slopes:
+        return ranks | allocated_ranks(sources.spectra(weights), {name: W.shape for name, W in weights.items()}, share)
+    return ranks | {name: min(*W.shape, max(1, round(share * W.size / sum(W.shape)))) for name, W in weights.items()}
 
 
 def allocated_ranks(spectra, shapes, share):

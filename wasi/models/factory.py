@@ -8,7 +8,7 @@ from wasi.layers import FactoredLinear
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.layers.module import blank
-from wasi.models.llama import LLAMA_CONFIGS, Llama, LlamaConfig, create_llama
+from wasi.models.llama import LLAMA_CONFIGS, Llama, LlamaConfig, create_llama, random_arrays
 from wasi.models.resnet import RESNET_CONFIGS, ResNet, ResNetConfig, create_resnet
 from wasi.models.swin import SWIN_CONFIGS, SwinConfig, SwinTransformer, create_swin
 from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
@@ -29,9 +29,10 @@ def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **
     """Makes a model.
 
     Parameters: name, one of `list_models()`; num_classes, default that of the architecture; img_size in pixels a side, default
-    the architecture's; weights, a safetensors file with timm or torchvision names, or None for random weights drawn by `seed`;
-    further keywords replace fields of the configuration (embed_dim, depth, ...). A decoder has random weights here, and is a
-    language model unless num_classes is given; `load_llama` reads published ones.
+    the architecture's; weights, a safetensors file with timm or torchvision names, or None for random weights drawn by `seed`
+    (None: blank ones, which take no memory and cannot be trained); further keywords replace fields of the configuration
+    (embed_dim, depth, ...). A decoder has random weights here, and is a language model unless num_classes is given; `load_llama`
+    reads published ones.
     Returns the model. Raises ValueError for an unknown name or an impossible size; see `load_weights` for the file's errors.
 
     >>> create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, depth=1).config.grid
@@ -147,7 +148,7 @@ def empty_model(header):
     """A dense model of the configuration in the header, its weights blank, for `restore_model` to fill."""
     config = _config(header)
     if isinstance(config, LlamaConfig):
-        return Llama(config, lambda name, shape: blank(shape))
+        return Llama(config, random_arrays(None))
     return {ResNetConfig: ResNet, SwinConfig: SwinTransformer, ViTConfig: VisionTransformer}[type(config)](config, seed=None)
 
 

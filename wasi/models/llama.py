@@ -20,6 +20,7 @@ from wasi.layers.decoder import (
 )
 from wasi.layers.flops import Flops
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
+from wasi.layers.module import blank
 
 PADDING = -1  # the id that fills up shorter rows of a batch, on the right
 
@@ -263,7 +264,9 @@ class Llama(Module):
 
 
 def random_arrays(seed):
-    """The arrays of a new Llama: norms at one, all else normal with deviation 0.02."""
+    """The arrays of a new Llama: norms at one, all else normal with deviation 0.02; seed None: `blank` ones, to be filled in."""
+    if seed is None:
+        return lambda name, shape: blank(shape)
     rng = np.random.default_rng(seed)
 
     def draw(name, shape):

@@ -45,20 +45,26 @@ def load_llama(path, num_classes=None, last_layers=None, seed=0):
     Raises WeightsError for another architecture, settings that are not supported, and, all at once, tensors that are missing or
     of another shape or type, before any memory is taken for them; FileNotFoundError.
     """
-    path = Path(path)
-    if path.suffix == ".bin" and path.is_file():
-        config, tensors = read_llama2c(path)
-    else:
-        config, tensors = _read_hugging_face(path)
-    if num_classes is not None and num_classes != config.num_classes:
-        config = replace(config, num_classes=num_classes, tied=False)
-        tensors = {name: read for name, read in tensors.items() if name != "head.weight"}
+    config, tensors = open_llama(path, num_classes)
     new = random_arrays(seed)
     frozen = () if last_layers is None else config.frozen_names(last_layers)
     model = Llama(config, lambda name, shape: tensors[name](name in frozen) if name in tensors else new(name, shape))
     if last_layers is not None:
         model.train_last(last_layers)
     return model
+
+
+def open_llama(path, num_classes=None):
+    """(LlamaConfig, {name: function(frozen) that gives the array}) of what `load_llama` reads. Raises as it, before it reads any.
+
+    num_classes: the head of a file for other classes, or of a language model, is left out.
+    """
+    path = Path(path)
+    config, tensors = read_llama2c(path) if path.suffix == ".bin" and path.is_file() else _read_hugging_face(path)
+    if num_classes is not None and num_classes != config.num_classes:
+        config = replace(config, num_classes=num_classes, tied=False)
+        tensors = {name: read for name, read in tensors.items() if name != "head.weight"}
+    return config, tensors
 
 
 def read_llama2c(path):

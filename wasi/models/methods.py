@@ -9,12 +9,12 @@ from wasi.layers import ActivationCompression, ActivationPolicy, FactoredLinear,
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.layers.published import SvdLinear, WsiDenseLinear
 from wasi.models.factorize import (
-    check_share,
+    check_ranks,
     factorization_table,
     factorize,
     find_targets,
-    ranks_by_name,
     ranks_of_share,
+    trainability_kept,
 )
 from wasi.names import FACTORED, METHODS, STARTS
 
@@ -52,40 +52,56 @@ def default_start(method, calibrated, share=None):
     return "whitened" if share is None or method.startswith("svd-llm") else "fisher"
 
 
+def check_method(model, method, options=MethodOptions(), calibrated=False):
+    """(names of the targets, what their factors start from) of what `apply_method` would do with a model, which stays as it is.
+
+    calibrated: whether there will be calibration batches. Raises ValueError as `apply_method`, for all but what only weights and
+    batches tell.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    with trainability_kept(model):
+        freeze_parameters(model, options.freeze)
+        names = find_targets(model, options.targets)
+    start = _checked_start(method, options, calibrated) if method in FACTORED else "svd"
+    if method in ("qwasi", "qlora") and options.bits not in (4, 8):
+        raise ValueError(f"bits: expected 4 or 8, got {options.bits}")
+    if method in FACTORED or method in ("lora", "qlora"):
+        rank = options.rank if method in FACTORED else _rank_of_updates(options)
+        ranks = check_ranks(model, names, rank, options.rank_pattern, options.variance, options.share)
+        if method == "svd-llm-lora":
+            for name, rank in ranks.items():
+                _check_lora_rank(name, rank, options)
+    if options.activation_ranks is not None:
+        ActivationCompression(options.activation_ranks)
+    return names, start
+
+
+def _checked_start(method, options, calibrated):
+    """What the factors of a method of FACTORED start from. Raises ValueError for what it cannot start from."""
+    start = options.start or default_start(method, calibrated, options.share)
+    if start not in STARTS:
+        raise ValueError(f"start: expected one of {', '.join(STARTS)}, got {start!r}")
+    if start == "gradient" and method != "qwasi":
+        raise ValueError(f"start: expected 'svd', 'whitened' or 'fisher' for {method}, which keeps no residual, got {start!r}")
+    if start != "svd" and not calibrated:
+        raise ValueError(f"calibration: expected batches for the start {start!r}, got None")
+    if method in ("svd-llm", "svd-llm-lora") and start != "whitened":
+        raise ValueError(f"start: expected 'whitened' and calibration batches for {method}, got {start!r}")
+    return start
+
+
 def apply_method(model, method, options=MethodOptions(), calibration=None, verbose=True):
     """Readies `model` for training by a method of METHODS, in place, and returns it.
 
     calibration: labelled batches (images, labels) that the factors' start is chosen on, or None for the plain SVD.
-    Raises ValueError for an unknown method and for what `factorize` refuses.
+    Raises ValueError for an unknown method and for what `factorize` refuses; options that do not fit leave the model as it was
+    (`check_method`).
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    names, start = check_method(model, method, options, calibration is not None)
     freeze_parameters(model, options.freeze)
-    names = find_targets(model, options.targets)
     if method in FACTORED:
-        start = options.start or default_start(method, calibration is not None, options.share)
-        if start not in STARTS:
-            raise ValueError(f"start: expected one of {', '.join(STARTS)}, got {start!r}")
-        if start != "svd" and calibration is None:
-            raise ValueError(f"calibration: expected batches for the start {start!r}, got None")
-        if method in ("svd-llm", "svd-llm-lora") and start != "whitened":
-            raise ValueError(f"start: expected 'whitened' and calibration batches for {method}, got {start!r}")
-        dense = {name: model.get_module(name) for name in names} if method in ("wsi-dense", "svd") else {}
-        factorize(model, options.variance, options.rank, options.rank_pattern, calibration if start == "whitened" else None,
-                  options.targets, verbose=False, residual_bits=options.bits if method == "qwasi" else None,
-                  gradients=calibration if start == "gradient" else None,
-                  fisher=calibration if start == "fisher" else None, share=options.share)
-        if method in ("wsi-dense", "svd"):
-            for name, layer in dense.items():
-                new = (SvdLinear if method == "svd" else WsiDenseLinear)
-                model.set_module(name, new(layer.weight.data, layer.bias and layer.bias.data, model.get_module(name).rank))
-        elif method in ("svd-llm", "svd-llm-lora"):
-            for name in names:
-                layer = model.get_module(name)
-                L, R = balanced(layer.L.data, layer.R.data)
-                model.set_module(name, FactoredLinear(L, R, layer.bias and layer.bias.data, plain=True))
-        if method == "svd-llm-lora":
-            add_lora_on_factors(model, names, options)
+        _factorize(model, method, names, start, options, calibration)
         if verbose:
             print(factorization_table(model.factorization))
     elif method in ("lora", "qlora"):
@@ -98,6 +114,25 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
     kept = [name for name, _ in model.named_parameters() if _is_in(name, options.freeze)]
     freeze_parameters(model, kept)  # biases of targets are parameters anew
     return model
+
+
+def _factorize(model, method, names, start, options, calibration):
+    """Puts the layers of a method of FACTORED in the place of the targets."""
+    dense = {name: model.get_module(name) for name in names} if method in ("wsi-dense", "svd") else {}
+    factorize(model, options.variance, options.rank, options.rank_pattern, calibration if start == "whitened" else None,
+              options.targets, verbose=False, residual_bits=options.bits if method == "qwasi" else None,
+              gradients=calibration if start == "gradient" else None,
+              fisher=calibration if start == "fisher" else None, share=options.share)
+    for name, layer in dense.items():
+        new = SvdLinear if method == "svd" else WsiDenseLinear
+        model.set_module(name, new(layer.weight.data, layer.bias and layer.bias.data, model.get_module(name).rank))
+    if method in ("svd-llm", "svd-llm-lora"):
+        for name in names:
+            layer = model.get_module(name)
+            L, R = balanced(layer.L.data, layer.R.data)
+            model.set_module(name, FactoredLinear(L, R, layer.bias and layer.bias.data, plain=True))
+    if method == "svd-llm-lora":
+        add_lora_on_factors(model, names, options)
 
 
 def _is_in(name, modules):
@@ -140,11 +175,8 @@ def balanced(L, R):
 def add_lora(model, names, options, quantized):
     """Puts a LoraLinear in the place of each target, and freezes all but the updates and the head."""
     rng = np.random.default_rng(options.seed)
-    check_share(options.share, options.rank)
-    ranks = ranks_by_name(names, 8 if options.rank is None else options.rank, options.rank_pattern)
-    if options.share is not None:
-        weights = {name: model.get_module(name).weight.data for name in names if name not in (options.rank_pattern or {})}
-        ranks.update(ranks_of_share(weights, options.share))
+    ranks = check_ranks(model, names, _rank_of_updates(options), options.rank_pattern, share=options.share)
+    ranks = ranks_of_share(ranks, lambda name: model.get_module(name).weight.data, options.share)
     for name in names:
         layer = model.get_module(name)
         base = ops.quantize_residual(layer.weight.data, options.bits) if quantized else layer.weight.data
@@ -152,16 +184,27 @@ def add_lora(model, names, options, quantized):
     freeze_all_but_updates(model)
 
 
+def _rank_of_updates(options):
+    """LoRA's: 8 where neither a rank nor a share is given."""
+    return 8 if options.rank is None and options.share is None else options.rank
+
+
 def add_lora_on_factors(model, names, options):
     """Puts a LoraFactoredLinear in the place of each factored target, and freezes all but the updates and the head."""
     rng = np.random.default_rng(options.seed)
     for name in names:
-        layer, r = model.get_module(name), options.lora_rank
-        if not 1 <= r <= layer.rank:
-            raise ValueError(f"lora_rank: expected 1 to {layer.rank} for the factors of {name}, got {r}")
-        new = LoraFactoredLinear(layer.L.data, layer.R.data, layer.bias and layer.bias.data, r, options.alpha, rng)
-        model.set_module(name, new)
+        layer = model.get_module(name)
+        _check_lora_rank(name, layer.rank, options)
+        bias = layer.bias and layer.bias.data
+        model.set_module(name, LoraFactoredLinear(layer.L.data, layer.R.data, bias, options.lora_rank, options.alpha, rng))
     freeze_all_but_updates(model)
+
+
+def _check_lora_rank(name, rank, options):
+    """Raises ValueError for updates of a higher rank than the factors that they go with; rank: of these, None: not yet known."""
+    if options.lora_rank < 1 or (rank is not None and options.lora_rank > rank):
+        most = "" if rank is None else f" to {rank}"
+        raise ValueError(f"lora_rank: expected 1{most} for the factors of {name}, got {options.lora_rank}")
 
 
 def freeze_all_but_updates(model):

@@ -11,13 +11,13 @@ import wasi
 from wasi import ops
 from wasi.models.factorize import (
     FactorizedLayer,
+    Sources,
     check_rank,
     check_share,
     factorization_table,
     match_targets,
     ranks_by_name,
     ranks_of_share,
-    starting_factors,
 )
 from wasi.models.methods import STARTS, MethodOptions, default_start
 from wasi.models.plan import Plan, PlanError
@@ -91,21 +91,17 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
     _check(module, linears, choices, variance)
     new_gelus = {path: Gelu(bits, path) for path, bits in gelus.items()}
     starts = {name: _start_of(choice, start, calibration is not None) for name, choice in choices.items() if choice.factored}
-    covariances, gradients, slopes = _calibrate(linears, starts, calibration)
-    if share is not None:
-        weights = {name: as_array(linears[name].weight, name) for name, choice in choices.items()
-                   if choice.factored and choice.rank is None}
-        ranks = ranks_of_share(weights, share, covariances, slopes)
-        choices = {name: replace(choice, rank=ranks.get(name, choice.rank)) for name, choice in choices.items()}
+    sources = Sources(*_calibrate(linears, starts, calibration))
+    ranks = ranks_of_share({name: choice.rank for name, choice in choices.items() if choice.factored},
+                           lambda name: as_array(linears[name].weight, name), share, sources)
+    choices = {name: replace(choice, rank=ranks.get(name)) for name, choice in choices.items()}
     paths, table = {}, []
     for name, linear in linears.items():
         paths.setdefault(linear, []).append(name)
     for name, choice in choices.items():
         if linears[name] not in paths:
             continue  # shared, and done under another name
-        new, row = _layer(name, linears[name], choice, variance,
-                          [found.pop(name, None) for found in (covariances, gradients, slopes)],
-                          "hosvd" if method == "amc" else "asi")
+        new, row = _layer(name, linears[name], choice, variance, sources, "hosvd" if method == "amc" else "asi")
         for path in paths.pop(linears[name]):
             module.set_submodule(path, new)
         table += row
@@ -310,16 +306,13 @@ def _add_gram(total, x):
 
 
 def _layer(name, linear, choice, variance, sources, compression_method):
-    """The layer that takes the place of an nn.Linear, and its row in the table, if it is factored.
-
-    sources: what its factors start from, as `starting_factors` takes it.
-    """
+    """The layer that takes the place of an nn.Linear, and its row in the table, if it is factored from its Sources."""
     compression = choice.activation_ranks and InputCompression(choice.activation_ranks, compression_method)
     if not choice.factored:
         return Linear.of(linear, name, compression), []
     W = np.ascontiguousarray(as_array(linear.weight, "weight"))
     keep = {"variance": variance} if choice.rank is None else {"rank": choice.rank}
-    L, R, kept = starting_factors(W, *sources, **keep)
+    L, R, kept = sources.factors(name, W, **keep)
     L, R = np.ascontiguousarray(L), np.ascontiguousarray(R)
     residual = ops.quantize_residual(W - L @ R, choice.bits, GROUP) if choice.bits else None
     layer = FactoredLinear(L, R, linear.bias, residual, name, compression)
