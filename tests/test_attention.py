@@ -80,11 +80,11 @@ def test_score_terms_match_reference(rng, isa, B, N, H, n_masks, with_bias, with
         mask[0, N // 2] = -np.inf  # a query that sees nothing
     wide_bias, wide_mask = wide([bias, mask])
     want_o, want_lse, want_dqkv, want_dbias = packed_reference(do, qkv, H, bias=wide_bias, mask=wide_mask)
-    o, lse = ops.attention(qkv, H, bias=bias, mask=mask)
+    o, lse = ops.attention(qkv, H, None, False, bias, mask)  # by position as attention_gqa has them
     assert_close(o, want_o)
     assert np.array_equal(np.isinf(lse), np.isinf(want_lse))
     dbias = np.ones((H, N, N), np.float32)
-    dqkv = ops.attention_backward(do, qkv, o, lse, H, bias=bias, mask=mask, dbias=dbias)
+    dqkv = ops.attention_backward(do, qkv, o, lse, H, None, False, bias, mask, dbias)
     assert_close(dqkv, want_dqkv)
     assert_close(dbias, want_dbias + 1)  # parameter gradients add
 

@@ -82,9 +82,7 @@ static int read_options(const options *o, wasi_attention *a, wasi_array *dbias)
     if (!maybe_terms(o->bias, a->H, a, "bias", "the number of query heads", &bias) ||
         !maybe_terms(o->mask, -1, a, "mask", "", &mask) ||
         !maybe_terms(o->dbias, a->H, a, "dbias", "the number of query heads", dbias) ||
-        (dbias->data && (!wasi_need_writable(o->dbias, NPY_FLOAT32, 3, "dbias", dbias) ||
-                         !wasi_need_disjoint(dbias, "dbias", &bias, "bias") ||
-                         !wasi_need_disjoint(dbias, "dbias", &mask, "mask"))))
+        (dbias->data && !wasi_need_writable(o->dbias, NPY_FLOAT32, 3, "dbias", dbias)))
         return 0;
     if (mask.data && (mask.dim[0] == 0 || a->B % mask.dim[0] != 0)) {
         PyErr_Format(PyExc_ValueError, "mask.shape[0]: expected a divisor of the batch size %zd, got %zd",
@@ -166,19 +164,28 @@ static int need_lse(PyObject *object, const wasi_attention *a, wasi_array *lse)
            wasi_need_dim(lse, 2, a->Nq, "lse", "the number of queries");
 }
 
+/* Whether qkv's last axis is 3C, with whole heads in C; `D` receives their width. */
+static int need_thirds(const wasi_array *qkv, Py_ssize_t n_heads, wasi_int *D)
+{
+    int last = qkv->ndim - 1;
+    npy_intp width = qkv->dim[last];
+    if (width == 0 || width % 3 != 0 || width / 3 % n_heads != 0) {
+        PyErr_Format(PyExc_ValueError, "qkv.shape[%d]: expected a multiple of 3 * n_heads (n_heads is %zd), got %zd", last,
+                     n_heads, (Py_ssize_t)width);
+        return 0;
+    }
+    *D = width / 3 / n_heads;
+    return 1;
+}
+
 /* qkv, B x N x 3C. */
 static int need_packed(PyObject *object, Py_ssize_t n_heads, wasi_array *qkv, wasi_attention *a)
 {
+    wasi_int D;
     if (!wasi_need_f32(object, 3, "qkv", qkv) || !need_positive(n_heads, "n_heads") ||
-        !need_positive(qkv->dim[1], "qkv.shape[1]"))
+        !need_positive(qkv->dim[1], "qkv.shape[1]") || !need_thirds(qkv, n_heads, &D))
         return 0;
-    if (qkv->dim[2] == 0 || qkv->dim[2] % 3 != 0 || qkv->dim[2] / 3 % n_heads != 0) {
-        PyErr_Format(PyExc_ValueError, "qkv.shape[2]: expected a multiple of 3 * n_heads (n_heads is %zd), got %zd",
-                     n_heads, (Py_ssize_t)qkv->dim[2]);
-        return 0;
-    }
-    *a = (wasi_attention){.B = qkv->dim[0], .Nq = qkv->dim[1], .Nk = qkv->dim[1], .H = n_heads, .Hkv = n_heads,
-                          .D = qkv->dim[2] / 3 / n_heads};
+    *a = (wasi_attention){.B = qkv->dim[0], .Nq = qkv->dim[1], .Nk = qkv->dim[1], .H = n_heads, .Hkv = n_heads, .D = D};
     return 1;
 }
 
@@ -186,9 +193,10 @@ static int need_packed(PyObject *object, Py_ssize_t n_heads, wasi_array *qkv, wa
 static int need_windows(PyObject *object, Py_ssize_t n_heads, Py_ssize_t window, Py_ssize_t shift, wasi_array *qkv,
                         wasi_attention *a)
 {
+    wasi_int D;
     if (!wasi_need_f32(object, 4, "qkv", qkv) || !need_positive(n_heads, "n_heads") ||
         !need_positive(window, "window") || !need_positive(qkv->dim[1], "qkv.shape[1]") ||
-        !need_positive(qkv->dim[2], "qkv.shape[2]"))
+        !need_positive(qkv->dim[2], "qkv.shape[2]") || !need_thirds(qkv, n_heads, &D))
         return 0;
     npy_intp height = qkv->dim[1], width = qkv->dim[2];
     if (height % window || width % window) {
@@ -200,14 +208,9 @@ static int need_windows(PyObject *object, Py_ssize_t n_heads, Py_ssize_t window,
         PyErr_Format(PyExc_ValueError, "shift: expected 0 to window - 1 = %zd, got %zd", window - 1, shift);
         return 0;
     }
-    if (qkv->dim[3] == 0 || qkv->dim[3] % 3 != 0 || qkv->dim[3] / 3 % n_heads != 0) {
-        PyErr_Format(PyExc_ValueError, "qkv.shape[3]: expected a multiple of 3 * n_heads (n_heads is %zd), got %zd",
-                     n_heads, (Py_ssize_t)qkv->dim[3]);
-        return 0;
-    }
     *a = (wasi_attention){.B = qkv->dim[0] * (height / window) * (width / window), .Nq = window * window,
-                          .Nk = window * window, .H = n_heads, .Hkv = n_heads, .D = qkv->dim[3] / 3 / n_heads,
-                          .window = window, .height = height, .width = width, .shift = shift};
+                          .Nk = window * window, .H = n_heads, .Hkv = n_heads, .D = D, .window = window,
+                          .height = height, .width = width, .shift = shift};
     return 1;
 }
 
@@ -239,15 +242,16 @@ static wasi_const_heads const_packed(void *data, int i, int parts, const wasi_at
 /* What the packed forms do once qkv and the sizes in `a` are known: options, `out`, the kernel. */
 static PyObject *packed_forward(PyObject *out_obj, const options *opt, const wasi_array *qkv, wasi_attention *a)
 {
-    wasi_array dbias, o;
-    if (!read_options(opt, a, &dbias) || !WASI_NEED_APART(1, {"out", out_obj}, {"bias", opt->bias}, {"mask", opt->mask}))
+    wasi_array dbias;
+    if (!read_options(opt, a, &dbias) || !WASI_NEED_APART(1, {"out", out_obj}, {"bias", opt->bias}, {"mask", opt->mask},
+                                                          {"qkv", (PyObject *)qkv->object}))
         return NULL;
     npy_intp dims[WASI_MAX_DIMS];
     wasi_like_rows(qkv, a->H * a->D, dims);
     PyObject *result = NULL;
     PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, qkv->ndim, dims, "out");
-    if (out != NULL && need_result((PyObject *)out, qkv, "out", &o) && wasi_need_disjoint(&o, "out", qkv, "qkv"))
-        result = run_forward(out, packed(o.data, 0, 1, a), const_packed(qkv->data, 0, 3, a),
+    if (out != NULL)
+        result = run_forward(out, packed(WASI_DATA(out), 0, 1, a), const_packed(qkv->data, 0, 3, a),
                              const_packed(qkv->data, 1, 3, a), const_packed(qkv->data, 2, 3, a), a);
     Py_XDECREF(out);
     return result;
@@ -256,15 +260,17 @@ static PyObject *packed_forward(PyObject *out_obj, const options *opt, const was
 static PyObject *packed_backward(PyObject *do_obj, PyObject *o_obj, PyObject *lse_obj, PyObject *out_obj,
                                  const options *opt, const wasi_array *qkv, wasi_attention *a)
 {
-    wasi_array dout, o, lse, dbias, dqkv;
+    wasi_array dout, o, lse, dbias;
     if (!need_result(do_obj, qkv, "do", &dout) || !need_result(o_obj, qkv, "o", &o) || !need_lse(lse_obj, a, &lse) ||
         !read_options(opt, a, &dbias) ||
         !WASI_NEED_APART(2, {"out", out_obj}, {"dbias", opt->dbias}, {"lse", lse_obj}, {"bias", opt->bias},
                          {"mask", opt->mask}, {"do", do_obj}, {"o", o_obj}, {"qkv", (PyObject *)qkv->object}))
         return NULL;
     PyArrayObject *out = wasi_out_array(out_obj, NPY_FLOAT32, qkv->ndim, qkv->dim, "out");
-    if (out == NULL || !wasi_need_f32((PyObject *)out, qkv->ndim, "out", &dqkv) ||
-        !run_backward(packed(dqkv.data, 0, 3, a), packed(dqkv.data, 1, 3, a), packed(dqkv.data, 2, 3, a), &dbias,
+    if (out == NULL)
+        return NULL;
+    void *dqkv = WASI_DATA(out);
+    if (!run_backward(packed(dqkv, 0, 3, a), packed(dqkv, 1, 3, a), packed(dqkv, 2, 3, a), &dbias,
                       const_packed(dout.data, 0, 1, a), const_packed(qkv->data, 0, 3, a),
                       const_packed(qkv->data, 1, 3, a), const_packed(qkv->data, 2, 3, a),
                       const_packed(o.data, 0, 1, a), &lse, a))
@@ -274,14 +280,14 @@ static PyObject *packed_backward(PyObject *do_obj, PyObject *o_obj, PyObject *ls
 
 static PyObject *attention_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"qkv", "n_heads", "scale", "causal", "bias", "out", "mask", NULL};
+    static char *names[] = {"qkv", "n_heads", "scale", "causal", "bias", "mask", "out", NULL};
     PyObject *qkv_obj, *out_obj = Py_None;
     Py_ssize_t n_heads;
     options opt = NO_OPTIONS;
     wasi_attention a;
     wasi_array qkv;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On|O&pOOO:attention_forward", names, &qkv_obj, &n_heads, wasi_as_double,
-                                     &opt.scale, &opt.causal, &opt.bias, &out_obj, &opt.mask))
+                                     &opt.scale, &opt.causal, &opt.bias, &opt.mask, &out_obj))
         return NULL;
     return need_packed(qkv_obj, n_heads, &qkv, &a) ? packed_forward(out_obj, &opt, &qkv, &a) : NULL;
 }
@@ -289,15 +295,15 @@ static PyObject *attention_forward(PyObject *self, PyObject *args, PyObject *kwa
 static PyObject *attention_backward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"do",     "qkv",  "o",     "lse", "n_heads", "scale",
-                            "causal", "bias", "dbias", "out", "mask",    NULL};
+                            "causal", "bias", "mask",  "dbias", "out",   NULL};
     PyObject *do_obj, *qkv_obj, *o_obj, *lse_obj, *out_obj = Py_None;
     Py_ssize_t n_heads;
     options opt = NO_OPTIONS;
     wasi_attention a;
     wasi_array qkv;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOn|O&pOOOO:attention_backward", names, &do_obj, &qkv_obj, &o_obj,
-                                     &lse_obj, &n_heads, wasi_as_double, &opt.scale, &opt.causal, &opt.bias, &opt.dbias, &out_obj,
-                                     &opt.mask))
+                                     &lse_obj, &n_heads, wasi_as_double, &opt.scale, &opt.causal, &opt.bias, &opt.mask,
+                                     &opt.dbias, &out_obj))
         return NULL;
     return need_packed(qkv_obj, n_heads, &qkv, &a)
                ? packed_backward(do_obj, o_obj, lse_obj, out_obj, &opt, &qkv, &a)
@@ -328,8 +334,8 @@ static PyObject *window_attention_backward(PyObject *self, PyObject *args, PyObj
     wasi_attention a;
     wasi_array qkv;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOnn|nO&OOO:window_attention_backward", names, &do_obj, &qkv_obj,
-                                     &o_obj, &lse_obj, &n_heads, &window, &shift, wasi_as_double, &opt.scale, &opt.bias, &opt.dbias,
-                                     &out_obj))
+                                     &o_obj, &lse_obj, &n_heads, &window, &shift, wasi_as_double, &opt.scale, &opt.bias,
+                                     &opt.dbias, &out_obj))
         return NULL;
     return need_windows(qkv_obj, n_heads, window, shift, &qkv, &a)
                ? packed_backward(do_obj, o_obj, lse_obj, out_obj, &opt, &qkv, &a)
@@ -364,14 +370,14 @@ static PyObject *attention_gqa_forward(PyObject *self, PyObject *args, PyObject 
     wasi_attention a;
     wasi_array q, k, v, o, dbias;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O&pO&OOO:attention_gqa_forward", names, &q_obj, &k_obj, &v_obj,
-                                     wasi_as_double, &opt.scale, &opt.causal, wasi_as_size, &opt.q_offset, &opt.bias, &opt.mask, &out_obj))
+                                     wasi_as_double, &opt.scale, &opt.causal, wasi_as_size, &opt.q_offset, &opt.bias,
+                                     &opt.mask, &out_obj))
         return NULL;
     if (!need_separate(q_obj, k_obj, v_obj, &q, &k, &v, &a) || !read_options(&opt, &a, &dbias) ||
-        !WASI_NEED_APART(1, {"out", out_obj}, {"bias", opt.bias}, {"mask", opt.mask}))
+        !WASI_NEED_APART(1, {"out", out_obj}, {"bias", opt.bias}, {"mask", opt.mask}, {"q", q_obj}, {"k", k_obj}, {"v", v_obj}))
         return NULL;
     PyArrayObject *out = out_heads(out_obj, q.dim, "out", &o);
-    if (out != NULL && wasi_need_disjoint(&o, "out", &q, "q") && wasi_need_disjoint(&o, "out", &k, "k") &&
-        wasi_need_disjoint(&o, "out", &v, "v"))
+    if (out != NULL)
         result = run_forward(out, heads(&o), const_heads(heads(&q)), const_heads(heads(&k)), const_heads(heads(&v)),
                              &a);
     Py_XDECREF(out);
@@ -389,8 +395,7 @@ static PyObject *attention_gqa_backward(PyObject *self, PyObject *args, PyObject
     wasi_array in[5], to[3], lse, dbias; /* in: q, k, v, o, do; to: dq, dk, dv */
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|O&pO&OOOOOO:attention_gqa_backward", names, &do_obj, &q_obj,
                                      &k_obj, &v_obj, &o_obj, &lse_obj, wasi_as_double, &opt.scale, &opt.causal,
-                                     wasi_as_size, &opt.q_offset,
-                                     &opt.bias, &opt.mask, &opt.dbias, &dq_obj, &dk_obj, &dv_obj))
+                                     wasi_as_size, &opt.q_offset, &opt.bias, &opt.mask, &opt.dbias, &dq_obj, &dk_obj, &dv_obj))
         return NULL;
     if (!need_separate(q_obj, k_obj, v_obj, &in[0], &in[1], &in[2], &a) ||
         !need_heads_of(o_obj, "o", in[0].dim, &in[3]) || !need_heads_of(do_obj, "do", in[0].dim, &in[4]) ||
@@ -417,11 +422,11 @@ done:
 
 PyMethodDef wasi_attention_methods[] = {
     WASI_METHOD("attention_forward", attention_forward,
-                "attention_forward(qkv, n_heads, scale=None, causal=False, bias=None, out=None, mask=None) "
+                "attention_forward(qkv, n_heads, scale=None, causal=False, bias=None, mask=None, out=None) "
                 "-> (o, lse)"),
     WASI_METHOD("attention_backward", attention_backward,
-                "attention_backward(do, qkv, o, lse, n_heads, scale=None, causal=False, bias=None, dbias=None, "
-                "out=None, mask=None) -> dqkv"),
+                "attention_backward(do, qkv, o, lse, n_heads, scale=None, causal=False, bias=None, mask=None, "
+                "dbias=None, out=None) -> dqkv"),
     WASI_METHOD("attention_gqa_forward", attention_gqa_forward,
                 "attention_gqa_forward(q, k, v, scale=None, causal=False, q_offset=None, bias=None, mask=None, "
                 "out=None) -> (o, lse)"),

@@ -17,7 +17,7 @@ Source: FlashAttention-2 (arXiv 2307.08691), blocks and backward pass; windows: 
 from wasi import _core
 
 
-def attention(qkv, n_heads, scale=None, causal=False, bias=None, out=None, mask=None):
+def attention(qkv, n_heads, scale=None, causal=False, bias=None, mask=None, out=None):
     """Self-attention of packed queries, keys and values.
 
     Parameters: qkv (B, N, 3C), the reshape of (B, N, 3, H, D), as timm's ViT has it; scale, by default
@@ -32,18 +32,18 @@ def attention(qkv, n_heads, scale=None, causal=False, bias=None, out=None, mask=
     >>> o.tolist(), np.exp(lse).round().tolist()
     ([[[2.0], [2.0]]], [[[2.0, 2.0]]])
     """
-    return _core.attention_forward(qkv, n_heads, scale, causal, bias, out, mask)
+    return _core.attention_forward(qkv, n_heads, scale, causal, bias, mask, out)
 
 
 def attention_backward(
-    do, qkv, o, lse, n_heads, scale=None, causal=False, bias=None, dbias=None, out=None, mask=None
+    do, qkv, o, lse, n_heads, scale=None, causal=False, bias=None, mask=None, dbias=None, out=None
 ):
     """Gradient of `attention`: returns dqkv (B, N, 3C), which is `out` where that is given.
 
     do is the gradient of o; o and lse are what `attention` returned. The gradient of the bias, summed over
     the batch, is added to dbias (H, N, N) where that is given.
     """
-    return _core.attention_backward(do, qkv, o, lse, n_heads, scale, causal, bias, dbias, out, mask)
+    return _core.attention_backward(do, qkv, o, lse, n_heads, scale, causal, bias, mask, dbias, out)
 
 
 def attention_gqa(q, k, v, scale=None, causal=False, q_offset=None, bias=None, mask=None, out=None):
