@@ -111,7 +111,7 @@ def test_equal_logits_count_the_first(isa):
 def test_bad_input_is_refused_by_name():
     logits = np.zeros((2, 3), np.float32)
     for bad in (-1, 3):
-        with pytest.raises(ValueError, match=f"targets: expected classes 0 to 2, got {bad} in row 1"):
+        with pytest.raises(ValueError, match=f"targets: expected classes 0 to 2, got {bad} at place 1"):
             ops.cross_entropy(logits, np.array([0, bad]))
     with pytest.raises(TypeError, match="targets: expected a int64 array, got float64 array"):
         ops.cross_entropy(logits, np.zeros(2))

@@ -70,6 +70,13 @@ def test_leading_dimensions_and_out(rng):
     assert_close(out, ref.linear_forward(x.astype(float), W.astype(float)))
 
 
+def test_arrays_of_no_number_share_no_memory(rng):
+    memory, W = np.zeros((8, 5), np.float32), rng.standard_normal((5, 5)).astype(np.float32)
+    assert ops.linear(memory[3:3], W, out=memory[5:5]).shape == (0, 5)
+    assert ops.linear(memory[3:3], W, out=memory[3:3]).shape == (0, 5)
+    assert ops.linear_backward(memory[:0], memory[:0], W, dW=memory[:5], out=memory[2:2]).shape == (0, 5)
+
+
 def test_inputs_are_left_alone(rng):
     arrays = problem(rng, 9, 4, 6, 2)
     before = [a.copy() for a in arrays]

@@ -121,7 +121,7 @@ def test_bad_input_is_refused_by_name():
         ops.sgd_update(a, a, np.zeros(3), 0.1)
     with pytest.raises(ValueError, match="step: expected 1 or more, got 0"):
         ops.adamw_update(a, a.copy(), a.copy(), a.copy(), 0.1, 0.9, 0.999, 1e-8, 0, 0)
-    with pytest.raises(ValueError, match="m: expected memory of its own, got an array that overlaps param"):
+    with pytest.raises(ValueError, match="param: expected memory of its own, got an array that overlaps m"):
         ops.adamw_update(a, np.zeros_like(a), a, a.copy(), 0.1, 0.9, 0.999, 1e-8, 0, 1)
     with pytest.raises(ValueError, match="param: expected memory of its own, .* overlaps grad"):
         ops.sgd_update(b[:3], b[1:], None, 0.1)

@@ -185,13 +185,13 @@ static PyObject *swiglu_backward(PyObject *self, PyObject *args, PyObject *kwarg
 {
     static char *names[] = {"dy", "a", "b", "out_a", "out_b", NULL};
     PyObject *dy_obj, *a_obj, *b_obj, *da_obj = Py_None, *db_obj = Py_None, *result = NULL;
-    wasi_array dy, a, b, first, second;
+    wasi_array dy, a, b;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OO:swiglu_backward", names, &dy_obj, &a_obj, &b_obj, &da_obj,
                                      &db_obj))
         return NULL;
     if (!wasi_need_f32(a_obj, -1, "a", &a) || !wasi_need_f32(b_obj, -1, "b", &b) ||
         !wasi_need_same_shape(&b, "b", &a, "a") || !wasi_need_f32(dy_obj, -1, "dy", &dy) ||
-        !wasi_need_same_shape(&dy, "dy", &a, "a"))
+        !wasi_need_same_shape(&dy, "dy", &a, "a") || !WASI_NEED_APART(1, {"out_a", da_obj}, {"out_b", db_obj}))
         return NULL;
 
     PyArrayObject *da = NULL, *db = NULL;
@@ -199,9 +199,7 @@ static PyObject *swiglu_backward(PyObject *self, PyObject *args, PyObject *kwarg
         (db = wasi_out_array(db_obj, NPY_FLOAT32, a.ndim, a.dim, "out_b")) == NULL ||
         !wasi_need_in_place(da, "out_a", &dy, "dy") || !wasi_need_in_place(da, "out_a", &a, "a") ||
         !wasi_need_in_place(da, "out_a", &b, "b") || !wasi_need_in_place(db, "out_b", &dy, "dy") ||
-        !wasi_need_in_place(db, "out_b", &a, "a") || !wasi_need_in_place(db, "out_b", &b, "b") ||
-        !wasi_need_f32((PyObject *)da, -1, "out_a", &first) || !wasi_need_f32((PyObject *)db, -1, "out_b", &second) ||
-        !wasi_need_disjoint(&first, "out_a", &second, "out_b"))
+        !wasi_need_in_place(db, "out_b", &a, "a") || !wasi_need_in_place(db, "out_b", &b, "b"))
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;

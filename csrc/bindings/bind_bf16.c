@@ -46,7 +46,7 @@ static PyObject *bf16_add_(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:bf16_add_", names, &sum_obj, &x_obj))
         return NULL;
     if (!wasi_need_writable(sum_obj, NPY_UINT16, -1, "sum", &sum) || !wasi_need_f32(x_obj, -1, "x", &x) ||
-        !wasi_need_same_shape(&x, "x", &sum, "sum") || !wasi_need_disjoint(&sum, "sum", &x, "x"))
+        !wasi_need_same_shape(&x, "x", &sum, "sum") || !WASI_NEED_APART(1, {"sum", sum_obj}, {"x", x_obj}))
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;

@@ -3,16 +3,6 @@
 #include "kernels/embedding.h"
 #include "kernels/rope.h"
 
-static PyObject *refuse_token(const wasi_array *tokens, npy_intp V)
-{
-    const int64_t *t = tokens->data;
-    npy_intp m = 0;
-    while (t[m] >= 0 && t[m] < V)
-        m++;
-    return PyErr_Format(PyExc_ValueError, "tokens: expected ids 0 to %zd, got %lld at place %zd", (Py_ssize_t)V - 1,
-                        (long long)t[m], (Py_ssize_t)m);
-}
-
 static PyObject *embedding_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"tokens", "table", "out", NULL};
@@ -40,10 +30,10 @@ static PyObject *embedding_forward(PyObject *self, PyObject *args, PyObject *kwa
     status = wasi_embedding_forward(WASI_DATA(y), tokens.data, table.data, tokens.size, table.dim[0], table.dim[1],
                                     n_threads);
     Py_END_ALLOW_THREADS
-    if (status == WASI_OK)
-        return (PyObject *)y;
+    if (status != WASI_ERR_RANGE)
+        return wasi_finish(status, y, "embedding_forward");
     Py_DECREF(y);
-    return status == WASI_ERR_RANGE ? refuse_token(&tokens, table.dim[0]) : wasi_raise(status, "embedding_forward");
+    return wasi_raise_index(&tokens, table.dim[0], "tokens", "ids");
 }
 
 static PyObject *embedding_backward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -67,7 +57,7 @@ static PyObject *embedding_backward(PyObject *self, PyObject *args, PyObject *kw
                                      n_threads);
     Py_END_ALLOW_THREADS
     if (status == WASI_ERR_RANGE)
-        return refuse_token(&tokens, dtable.dim[0]);
+        return wasi_raise_index(&tokens, dtable.dim[0], "tokens", "ids");
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "embedding_backward");
 }
 

@@ -12,6 +12,13 @@ static PyArrayObject *products_scratch(int n_threads, void **data)
     return work;
 }
 
+/* What a weight's gradient is made of, beside dy: M rows of `width`. */
+static int need_input(PyObject *object, const char *name, npy_intp M, npy_intp width, const char *why, wasi_array *out)
+{
+    return wasi_need_rows(object, name, out) && wasi_need_same_rows(out, M, name) &&
+           wasi_need_dim(out, out->ndim - 1, width, name, why);
+}
+
 static PyObject *linear_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"x", "W", "b", "out", NULL};
@@ -52,24 +59,17 @@ static PyObject *linear_backward(PyObject *self, PyObject *args, PyObject *kwarg
     static char *names[] = {"dy", "x", "W", "dW", "db", "need_dx", "out", NULL};
     PyObject *dy_obj, *x_obj, *W_obj, *dW_obj = Py_None, *db_obj = Py_None, *out_obj = Py_None;
     int need_dx = 1;
-    wasi_array dy, x, W, dW = {0}, db = {0};
+    wasi_array dy, x, W, dW, db;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OOpO:linear_backward", names, &dy_obj, &x_obj, &W_obj, &dW_obj,
                                      &db_obj, &need_dx, &out_obj))
         return NULL;
     if (!wasi_need_rows(dy_obj, "dy", &dy) || !wasi_need_f32(W_obj, 2, "W", &W) ||
         !wasi_need_dim(&dy, dy.ndim - 1, W.dim[0], "dy", "W.shape[0]") ||
-        !wasi_maybe_array(x_obj, NPY_FLOAT32, -1, "x", &x) ||
-        (dW_obj != Py_None && !wasi_need_writable(dW_obj, NPY_FLOAT32, 2, "dW", &dW)) ||
-        (db_obj != Py_None && !wasi_need_writable(db_obj, NPY_FLOAT32, 1, "db", &db)))
+        !wasi_maybe_array(x_obj, NPY_FLOAT32, -1, "x", &x) || !wasi_maybe_sums_like(dW_obj, "dW", &W, "W", &dW) ||
+        !wasi_maybe_sums(db_obj, "db", W.dim[0], "W.shape[0]", &db))
         return NULL;
     npy_intp M = wasi_rows_of(&dy);
-    if (dW.data) {
-        if (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_same_rows(&x, M, "x") ||
-            !wasi_need_dim(&x, x.ndim - 1, W.dim[1], "x", "W.shape[1]") ||
-            !wasi_need_dim(&dW, 0, W.dim[0], "dW", "W.shape[0]") || !wasi_need_dim(&dW, 1, W.dim[1], "dW", "W.shape[1]"))
-            return NULL;
-    }
-    if ((db.data && !wasi_need_dim(&db, 0, W.dim[0], "db", "W.shape[0]")) ||
+    if ((dW.data && !need_input(x_obj, "x", M, W.dim[1], "W.shape[1]", &x)) ||
         !WASI_NEED_APART(3, {"out", need_dx ? out_obj : NULL}, {"dW", dW_obj}, {"db", db_obj}, {"dy", dy_obj},
                          {"W", need_dx ? W_obj : NULL}, {"x", dW.data ? x_obj : NULL}))
         return NULL;
@@ -146,27 +146,19 @@ static PyObject *factored_backward(PyObject *self, PyObject *args, PyObject *kwa
     PyObject *dy_obj, *x_obj, *z_obj, *L_obj, *R_obj, *dL_obj = Py_None, *dR_obj = Py_None, *db_obj = Py_None;
     PyObject *out_obj = Py_None, *result = NULL;
     int need_dx = 1;
-    wasi_array dy, x, z, L, R, dL = {0}, dR = {0}, db = {0};
+    wasi_array dy, x, z, L, R, dL, dR, db;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|OOOpO:factored_backward", names, &dy_obj, &x_obj, &z_obj,
                                      &L_obj, &R_obj, &dL_obj, &dR_obj, &db_obj, &need_dx, &out_obj))
         return NULL;
     if (!wasi_need_rows(dy_obj, "dy", &dy) || !need_factors(L_obj, R_obj, &L, &R) ||
         !wasi_need_dim(&dy, dy.ndim - 1, L.dim[0], "dy", "L.shape[0]") ||
         !wasi_maybe_array(x_obj, NPY_FLOAT32, -1, "x", &x) || !wasi_maybe_array(z_obj, NPY_FLOAT32, -1, "z", &z) ||
-        (dL_obj != Py_None && !wasi_need_writable(dL_obj, NPY_FLOAT32, 2, "dL", &dL)) ||
-        (dR_obj != Py_None && !wasi_need_writable(dR_obj, NPY_FLOAT32, 2, "dR", &dR)) ||
-        (db_obj != Py_None && !wasi_need_writable(db_obj, NPY_FLOAT32, 1, "db", &db)))
+        !wasi_maybe_sums_like(dL_obj, "dL", &L, "L", &dL) || !wasi_maybe_sums_like(dR_obj, "dR", &R, "R", &dR) ||
+        !wasi_maybe_sums(db_obj, "db", L.dim[0], "L.shape[0]", &db))
         return NULL;
     npy_intp M = wasi_rows_of(&dy), O = L.dim[0], K = L.dim[1], I = R.dim[1];
-    if (dR.data && (!wasi_need_rows(x_obj, "x", &x) || !wasi_need_same_rows(&x, M, "x") ||
-                    !wasi_need_dim(&x, x.ndim - 1, I, "x", "R.shape[1]") ||
-                    !wasi_need_dim(&dR, 0, K, "dR", "R.shape[0]") || !wasi_need_dim(&dR, 1, I, "dR", "R.shape[1]")))
-        return NULL;
-    if (dL.data && (!wasi_need_rows(z_obj, "z", &z) || !wasi_need_same_rows(&z, M, "z") ||
-                    !wasi_need_dim(&z, z.ndim - 1, K, "z", "L.shape[1]") ||
-                    !wasi_need_dim(&dL, 0, O, "dL", "L.shape[0]") || !wasi_need_dim(&dL, 1, K, "dL", "L.shape[1]")))
-        return NULL;
-    if ((db.data && !wasi_need_dim(&db, 0, O, "db", "L.shape[0]")) ||
+    if ((dR.data && !need_input(x_obj, "x", M, I, "R.shape[1]", &x)) ||
+        (dL.data && !need_input(z_obj, "z", M, K, "L.shape[1]", &z)) ||
         !WASI_NEED_APART(4, {"out", need_dx ? out_obj : NULL}, {"dL", dL_obj}, {"dR", dR_obj}, {"db", db_obj}, {"dy", dy_obj},
                          {"L", L_obj}, {"R", need_dx ? R_obj : NULL}, {"x", dR.data ? x_obj : NULL},
                          {"z", dL.data ? z_obj : NULL}))

@@ -12,15 +12,6 @@ static int need_targets(PyObject *object, const wasi_array *logits, wasi_array *
            wasi_need_dim(out, 0, logits->dim[0], "targets", "logits.shape[0]");
 }
 
-static void refuse_label(const int64_t *labels, npy_intp V)
-{
-    npy_intp b = 0;
-    while (labels[b] >= 0 && labels[b] < V)
-        b++;
-    PyErr_Format(PyExc_ValueError, "targets: expected classes 0 to %zd, got %lld in row %zd", (Py_ssize_t)V - 1,
-                 (long long)labels[b], (Py_ssize_t)b);
-}
-
 static PyObject *cross_entropy(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"logits", "targets", "label_smoothing", "need_gradient", "class_weights", "dlogits_out",
@@ -61,7 +52,7 @@ static PyObject *cross_entropy(PyObject *self, PyObject *args, PyObject *kwargs)
                                 logits.dim[0], logits.dim[1], WASI_DATA(work), n_threads);
     Py_END_ALLOW_THREADS
     if (status == WASI_ERR_RANGE)
-        refuse_label(targets.data, logits.dim[1]);
+        wasi_raise_index(&targets, logits.dim[1], "targets", "classes");
     else if (status != WASI_OK)
         wasi_raise(status, "cross_entropy");
     else

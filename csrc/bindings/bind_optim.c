@@ -28,9 +28,7 @@ static PyObject *sgd_update(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!wasi_need_writable(param_obj, NPY_FLOAT32, -1, "param", &param) ||
         !need_like(grad_obj, &param, "grad", 0, &grad) ||
         (buffer_obj != Py_None && !need_like(buffer_obj, &param, "buffer", 1, &buffer)) ||
-        !wasi_need_disjoint(&param, "param", &grad, "grad") ||
-        !wasi_need_disjoint(&buffer, "buffer", &param, "param") ||
-        !wasi_need_disjoint(&buffer, "buffer", &grad, "grad"))
+        !WASI_NEED_APART(2, {"param", param_obj}, {"buffer", buffer_obj}, {"grad", grad_obj}))
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
@@ -54,10 +52,8 @@ static PyObject *adamw_update(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     if (!wasi_need_writable(param_obj, NPY_FLOAT32, -1, "param", &param) ||
         !need_like(grad_obj, &param, "grad", 0, &grad) || !need_like(m_obj, &param, "m", 1, &m) ||
-        !need_like(v_obj, &param, "v", 1, &v) || !wasi_need_disjoint(&param, "param", &grad, "grad") ||
-        !wasi_need_disjoint(&m, "m", &param, "param") || !wasi_need_disjoint(&m, "m", &grad, "grad") ||
-        !wasi_need_disjoint(&v, "v", &param, "param") || !wasi_need_disjoint(&v, "v", &grad, "grad") ||
-        !wasi_need_disjoint(&v, "v", &m, "m"))
+        !need_like(v_obj, &param, "v", 1, &v) ||
+        !WASI_NEED_APART(3, {"param", param_obj}, {"m", m_obj}, {"v", v_obj}, {"grad", grad_obj}))
         return NULL;
     if (step < 1)
         return PyErr_Format(PyExc_ValueError, "step: expected 1 or more, got %lld", step);

@@ -8,17 +8,18 @@ static PyObject *store_rows(PyObject *self, PyObject *argument)
     if (!wasi_need_rows(argument, "x", &x))
         return NULL;
     npy_intp M = wasi_rows_of(&x), C = x.dim[x.ndim - 1];
-    PyArrayObject *codes = wasi_new_array(NPY_UINT8, x.ndim, x.dim);
-    PyArrayObject *scale = wasi_new_f32(1, &M), *offset = wasi_new_f32(1, &M);
     PyObject *result = NULL;
-    if (codes && scale && offset) {
-        int n_threads = wasi_get_num_threads();
-        wasi_status status;
-        Py_BEGIN_ALLOW_THREADS
-        status = wasi_store_rows(WASI_DATA(codes), WASI_DATA(scale), WASI_DATA(offset), x.data, M, C, n_threads);
-        Py_END_ALLOW_THREADS
-        result = status == WASI_OK ? PyTuple_Pack(3, codes, scale, offset) : wasi_raise(status, "store_rows");
-    }
+    PyArrayObject *codes = NULL, *scale = NULL, *offset = NULL;
+    if ((codes = wasi_new_array(NPY_UINT8, x.ndim, x.dim)) == NULL || (scale = wasi_new_f32(1, &M)) == NULL ||
+        (offset = wasi_new_f32(1, &M)) == NULL)
+        goto done;
+    int n_threads = wasi_get_num_threads();
+    wasi_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wasi_store_rows(WASI_DATA(codes), WASI_DATA(scale), WASI_DATA(offset), x.data, M, C, n_threads);
+    Py_END_ALLOW_THREADS
+    result = status == WASI_OK ? PyTuple_Pack(3, codes, scale, offset) : wasi_raise(status, "store_rows");
+done:
     Py_XDECREF(codes);
     Py_XDECREF(scale);
     Py_XDECREF(offset);

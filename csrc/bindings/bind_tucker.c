@@ -43,7 +43,8 @@ static PyObject *mode_dot(PyObject *self, PyObject *args, PyObject *kwargs)
     wasi_array A, M;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOi|pO:mode_dot", names, &A_obj, &M_obj, &mode, &trans, &out_obj) ||
         !need_tensor(A_obj, "A", &A, &typenum) || !wasi_need_array(M_obj, typenum, 2, "M", &M) ||
-        !need_mode(&mode, A.ndim) || !wasi_need_dim(&M, trans ? 0 : 1, A.dim[mode], "M", "A.shape[mode]"))
+        !need_mode(&mode, A.ndim) || !wasi_need_dim(&M, trans ? 0 : 1, A.dim[mode], "M", "A.shape[mode]") ||
+        !WASI_NEED_APART(1, {"out", out_obj}, {"A", A_obj}, {"M", M_obj}))
         return NULL;
     npy_intp dims[WASI_TUCKER_DIMS];
     wasi_int dim[WASI_TUCKER_DIMS], J = M.dim[trans ? 1 : 0];
@@ -53,11 +54,6 @@ static PyObject *mode_dot(PyObject *self, PyObject *args, PyObject *kwargs)
     PyArrayObject *out = wasi_out_array(out_obj, typenum, A.ndim, dims, "out");
     if (out == NULL)
         return NULL;
-    wasi_array written = {.object = out};
-    if (!wasi_need_disjoint(&written, "out", &A, "A") || !wasi_need_disjoint(&written, "out", &M, "M")) {
-        Py_DECREF(out);
-        return NULL;
-    }
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
@@ -97,6 +93,8 @@ done:
     return result;
 }
 
+static const char *const factor_name[] = {"factors[0]", "factors[1]", "factors[2]", "factors[3]", "factors[4]"};
+
 /* A sequence with one factor (d_n x K_n) or None for each dimension. The objects are borrowed from the tuple. */
 typedef struct {
     PyObject *tuple; /* a new reference: another thread may change the caller's list while a kernel runs */
@@ -117,7 +115,6 @@ static int take_factors(PyObject *object, factor_list *f)
 
 static int need_factors(int ndim, int typenum, int writable, factor_list *f)
 {
-    static const char *const names[] = {"factors[0]", "factors[1]", "factors[2]", "factors[3]", "factors[4]"};
     if (PyTuple_GET_SIZE(f->tuple) != ndim) {
         PyErr_Format(PyExc_ValueError, "factors: expected %d, one for each dimension, got %zd", ndim,
                      PyTuple_GET_SIZE(f->tuple));
@@ -129,18 +126,29 @@ static int need_factors(int ndim, int typenum, int writable, factor_list *f)
         f->data[n] = NULL;
         if (item == Py_None)
             continue;
-        if (!(writable ? wasi_need_writable(item, typenum, 2, names[n], &f->array[n])
-                       : wasi_need_array(item, typenum, 2, names[n], &f->array[n])))
+        if (!(writable ? wasi_need_writable : wasi_need_array)(item, typenum, 2, factor_name[n], &f->array[n]))
             return 0;
         npy_intp d = f->array[n].dim[0], K = f->array[n].dim[1];
         if (d < 1 || K < 1 || (writable && K > d)) { /* a factor to be made orthonormal */
-            PyErr_Format(PyExc_ValueError, "%s: expected 1 to %zd columns, got %zd", names[n], (Py_ssize_t)d,
+            PyErr_Format(PyExc_ValueError, "%s: expected 1 to %zd columns, got %zd", factor_name[n], (Py_ssize_t)d,
                          (Py_ssize_t)K);
             return 0;
         }
         f->data[n] = f->array[n].data;
     }
     return 1;
+}
+
+/* `first`, and the factors where these are written too, share no memory with each other, nor with the `others`. */
+static int need_factors_apart(wasi_operand first, const factor_list *f, bool written, const wasi_operand others[2])
+{
+    wasi_operand operands[WASI_TUCKER_DIMS + 3] = {first};
+    int n = 1, ndim = (int)PyTuple_GET_SIZE(f->tuple);
+    for (int i = 0; i < ndim; i++)
+        operands[n++] = (wasi_operand){factor_name[i], PyTuple_GET_ITEM(f->tuple, i)};
+    for (int i = 0; i < 2; i++)
+        operands[n++] = others[i];
+    return wasi_need_apart(written ? 1 + ndim : 1, operands, n);
 }
 
 static PyObject *asi_step(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -157,37 +165,30 @@ static PyObject *asi_step(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     if (n_iter < 1)
         return PyErr_Format(PyExc_ValueError, "n_iter: expected at least 1, got %d", n_iter);
-    if (!take_factors(factors_obj, &f) || !need_tensor(A_obj, "A", &A, &typenum) || !need_factors(A.ndim, typenum, 1, &f))
+    if (!take_factors(factors_obj, &f) || !need_tensor(A_obj, "A", &A, &typenum) ||
+        !need_factors(A.ndim, typenum, 1, &f))
         goto done;
     wasi_tucker_shape shape = {.ndim = A.ndim};
     npy_intp dims[WASI_TUCKER_DIMS];
     bool warm[WASI_TUCKER_DIMS];
     for (int n = 0; n < A.ndim; n++) {
-        if (f.data[n] && (!wasi_need_dim(&f.array[n], 0, A.dim[n], "factors[n]", "A.shape[n]") ||
-                          !wasi_need_disjoint(&f.array[n], "factors[n]", &A, "A")))
-            goto done;
-        for (int i = 0; i < n; i++)
-            if (!wasi_need_disjoint(&f.array[n], "factors[n]", &f.array[i], "factors[i]"))
-                goto done;
-        if (!WASI_NEED_APART(1, {"out", out_obj}, {"A", A_obj}, {"factors[n]", (PyObject *)f.array[n].object}))
+        if (f.data[n] && !wasi_need_dim(&f.array[n], 0, A.dim[n], factor_name[n], "the dimension of A"))
             goto done;
         shape.dim[n] = A.dim[n];
         dims[n] = shape.rank[n] = f.data[n] ? f.array[n].dim[1] : A.dim[n];
         shape.cut[n] = f.data[n] != NULL;
         warm[n] = !(cold >> n & 1);
     }
+    if (!need_factors_apart((wasi_operand){"out", out_obj}, &f, true, (wasi_operand[2]){{"A", A_obj}}))
+        goto done;
     int n_threads = wasi_get_num_threads();
     if ((core = wasi_out_array(out_obj, typenum, A.ndim, dims, "out")) == NULL ||
         (scratch = wasi_new_scratch(WASI_CALL(typenum, asi_step_work, &shape, n_iter, n_threads))) == NULL)
         goto done;
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    if (typenum == NPY_FLOAT32)
-        status = wasi_sasi_step(WASI_DATA(core), (float *const *)f.data, warm, A.data, &shape, n_iter, seed,
-                                WASI_DATA(scratch), n_threads);
-    else
-        status = wasi_dasi_step(WASI_DATA(core), (double *const *)f.data, warm, A.data, &shape, n_iter, seed,
-                                WASI_DATA(scratch), n_threads);
+    status = WASI_CALL(typenum, asi_step, WASI_DATA(core), (void *)f.data, warm, A.data, &shape, n_iter, seed,
+                       WASI_DATA(scratch), n_threads);
     Py_END_ALLOW_THREADS
     result = status == WASI_OK ? Py_NewRef((PyObject *)core)
                                : wasi_raise_for(status, "asi_step", &(wasi_named){"A", &A}, 1);
@@ -216,31 +217,25 @@ static PyObject *matmul_tucker(PyObject *self, PyObject *args, PyObject *kwargs)
     int ndim = core.ndim, last = ndim - 1;
     wasi_tucker_shape shape = {.ndim = ndim};
     for (int n = 0; n < ndim; n++) {
-        if (f.data[n] && !wasi_need_dim(&f.array[n], 1, core.dim[n], "factors[n]", "core.shape[n]"))
+        if (f.data[n] && !wasi_need_dim(&f.array[n], 1, core.dim[n], factor_name[n], "the dimension of core"))
             goto done;
         shape.rank[n] = core.dim[n];
         shape.dim[n] = f.data[n] ? f.array[n].dim[0] : core.dim[n];
         shape.cut[n] = f.data[n] != NULL;
         if (n < last && !wasi_need_dim(&g, n, shape.dim[n], "g", "the decomposed array's shape"))
             goto done;
-        if (f.data[n] && !wasi_need_disjoint(&dW, "dW", &f.array[n], "factors[n]"))
-            goto done;
     }
     npy_intp G = g.dim[last];
     if (!wasi_need_dim(&dW, 0, G, "dW", "g.shape[-1]") ||
         !wasi_need_dim(&dW, 1, shape.dim[last], "dW", "the decomposed array's last dimension") ||
-        !wasi_need_disjoint(&dW, "dW", &g, "g") || !wasi_need_disjoint(&dW, "dW", &core, "core") ||
+        !need_factors_apart((wasi_operand){"dW", dW_obj}, &f, false, (wasi_operand[2]){{"g", g_obj}, {"core", core_obj}}) ||
         (scratch = wasi_new_scratch(WASI_CALL(typenum, matmul_tucker_work, &shape, G))) == NULL)
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
     Py_BEGIN_ALLOW_THREADS
-    if (typenum == NPY_FLOAT32)
-        status = wasi_smatmul_tucker(dW.data, g.data, core.data, (const float *const *)f.data, &shape, G,
-                                     WASI_DATA(scratch), n_threads);
-    else
-        status = wasi_dmatmul_tucker(dW.data, g.data, core.data, (const double *const *)f.data, &shape, G,
-                                     WASI_DATA(scratch), n_threads);
+    status = WASI_CALL(typenum, matmul_tucker, dW.data, g.data, core.data, (void *)f.data, &shape, G, WASI_DATA(scratch),
+                       n_threads);
     Py_END_ALLOW_THREADS
     result = status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "matmul_tucker");
 done:

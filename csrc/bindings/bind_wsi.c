@@ -124,14 +124,9 @@ static PyObject *wsi_step(PyObject *self, PyObject *args, PyObject *kwargs)
         (Tri.data &&
          (!wasi_need_dim(&Tri, 0, K, "Tri", "L.shape[1]") || !wasi_need_dim(&Tri, 1, K, "Tri", "L.shape[1]"))))
         return NULL;
-    const wasi_named written[] = {{"L", &f.L}, {"R", &f.R}, {"mA", &mA}, {"mB", &mB}, {"vA", &vA}, {"vB", &vB}};
-    const wasi_named inputs[] = {{"L", &f.L}, {"R", &f.R}, {"dL", &f.dL}, {"dR", &f.dR},  {"mA", &mA},
-                                 {"mB", &mB}, {"vA", &vA}, {"vB", &vB},   {"Tri", &Tri}};
-    for (int i = 0; i < 6; i++)
-        for (int j = 0; j < 9; j++)
-            if (written[i].array != inputs[j].array &&
-                !wasi_need_disjoint(written[i].array, written[i].name, inputs[j].array, inputs[j].name))
-                return NULL;
+    if (!WASI_NEED_APART(6, {"L", L}, {"R", R}, {"mA", mA_obj}, {"mB", mB_obj}, {"vA", vA_obj}, {"vB", vB_obj}, {"dL", dL},
+                         {"dR", dR}, {"Tri", Tri_obj}))
+        return NULL;
 
     int n_threads = wasi_get_num_threads();
     PyArrayObject *scratch = wasi_new_scratch(WASI_CALL(f.typenum, wsi_step_work, o.rule, O, I, K, n_threads));
@@ -143,6 +138,8 @@ static PyObject *wsi_step(PyObject *self, PyObject *args, PyObject *kwargs)
                        f.dR.data, &o, O, I, K, WASI_DATA(scratch), n_threads);
     Py_END_ALLOW_THREADS
     Py_DECREF(scratch);
+    const wasi_named inputs[] = {{"L", &f.L}, {"R", &f.R}, {"dL", &f.dL}, {"dR", &f.dR},  {"mA", &mA},
+                                 {"mB", &mB}, {"vA", &vA}, {"vB", &vB},   {"Tri", &Tri}};
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise_for(status, "wsi_step", inputs, 9);
 }
 

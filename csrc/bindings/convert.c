@@ -128,12 +128,12 @@ int wasi_need_same_shape(const wasi_array *a, const char *a_name, const wasi_arr
     return refuse(PyExc_ValueError, a_name, expected, (PyObject *)a->object);
 }
 
-/* The range of bytes from the first to the last element. */
+/* The range of bytes from the first to the last element of an array that has some. */
 static void extent(PyArrayObject *a, const char **begin, const char **end)
 {
     *begin = PyArray_BYTES(a);
-    *end = *begin + (PyArray_SIZE(a) ? PyArray_ITEMSIZE(a) : 0);
-    for (int i = 0; i < PyArray_NDIM(a) && PyArray_SIZE(a); i++)
+    *end = *begin + PyArray_ITEMSIZE(a);
+    for (int i = 0; i < PyArray_NDIM(a); i++)
         *(PyArray_STRIDE(a, i) < 0 ? begin : end) += (PyArray_DIM(a, i) - 1) * PyArray_STRIDE(a, i);
 }
 
@@ -142,6 +142,8 @@ static void extent(PyArrayObject *a, const char **begin, const char **end)
 static int overlap(PyArrayObject *a, PyArrayObject *b)
 {
     const char *a0, *a1, *b0, *b1;
+    if (PyArray_SIZE(a) == 0 || PyArray_SIZE(b) == 0)
+        return 0;
     extent(a, &a0, &a1);
     extent(b, &b0, &b1);
     if (a0 >= b1 || b0 >= a1)
@@ -157,26 +159,16 @@ static int overlap(PyArrayObject *a, PyArrayObject *b)
     return !apart;
 }
 
-static int refuse_overlap(const char *a_name, const char *b_name)
-{
-    PyErr_Format(PyExc_ValueError, "%s: expected memory of its own, got an array that overlaps %s", a_name, b_name);
-    return 0;
-}
-
-int wasi_need_disjoint(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name)
-{
-    if (a->object == NULL || b->object == NULL || !overlap(a->object, b->object))
-        return 1;
-    return refuse_overlap(a_name, b_name);
-}
-
 int wasi_need_apart(int n_written, const wasi_operand *operands, int n)
 {
     for (int i = 0; i < n_written; i++)
         for (int j = i + 1; j < n; j++) {
             PyObject *a = operands[i].object, *b = operands[j].object;
-            if (a && b && PyArray_Check(a) && PyArray_Check(b) && overlap((PyArrayObject *)a, (PyArrayObject *)b))
-                return refuse_overlap(operands[i].name, operands[j].name);
+            if (a && b && PyArray_Check(a) && PyArray_Check(b) && overlap((PyArrayObject *)a, (PyArrayObject *)b)) {
+                PyErr_Format(PyExc_ValueError, "%s: expected memory of its own, got an array that overlaps %s",
+                             operands[i].name, operands[j].name);
+                return 0;
+            }
         }
     return 1;
 }
@@ -230,11 +222,23 @@ int wasi_need_channels(PyObject *object, const char *name, const wasi_array *x, 
     return wasi_need_f32(object, 1, name, out) && wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]");
 }
 
-int wasi_maybe_channel_sums(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
+int wasi_maybe_sums_like(PyObject *object, const char *name, const wasi_array *like, const char *like_name, wasi_array *out)
 {
     *out = (wasi_array){0};
-    return object == Py_None || (wasi_need_writable(object, NPY_FLOAT32, 1, name, out) &&
-                                 wasi_need_dim(out, 0, x->dim[x->ndim - 1], name, "x.shape[-1]"));
+    return object == Py_None || (wasi_need_writable(object, NPY_FLOAT32, like->ndim, name, out) &&
+                                 wasi_need_same_shape(out, name, like, like_name));
+}
+
+int wasi_maybe_channel_sums(PyObject *object, const char *name, const wasi_array *x, wasi_array *out)
+{
+    return wasi_maybe_sums(object, name, x->dim[x->ndim - 1], "x.shape[-1]", out);
+}
+
+int wasi_maybe_sums(PyObject *object, const char *name, npy_intp n, const char *why, wasi_array *out)
+{
+    *out = (wasi_array){0};
+    return object == Py_None ||
+           (wasi_need_writable(object, NPY_FLOAT32, 1, name, out) && wasi_need_dim(out, 0, n, name, why));
 }
 
 PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims)
@@ -288,11 +292,20 @@ PyObject *wasi_raise(wasi_status status, const char *where)
     case WASI_ERR_OVERFLOW: exception = PyExc_OverflowError; break;
     case WASI_ERR_MEMORY:   return PyErr_NoMemory();
     case WASI_ERR_LAPACK:
-    case WASI_ERR_THREAD:
     case WASI_OK:           break;
     }
     PyErr_Format(exception, "%s: %s", where, wasi_status_text(status));
     return NULL;
+}
+
+PyObject *wasi_raise_index(const wasi_array *indices, npy_intp limit, const char *name, const char *what)
+{
+    const int64_t *index = indices->data;
+    npy_intp i = 0;
+    while (i < indices->size - 1 && index[i] >= 0 && index[i] < limit)
+        i++;
+    return PyErr_Format(PyExc_ValueError, "%s: expected %s 0 to %zd, got %lld at place %zd", name, what,
+                        (Py_ssize_t)limit - 1, (long long)index[i], (Py_ssize_t)i);
 }
 
 PyObject *wasi_finish(wasi_status status, PyArrayObject *result, const char *where)

@@ -60,9 +60,8 @@ int wasi_need_writable(PyObject *object, int typenum, int ndim, const char *name
 int wasi_need_dim(const wasi_array *array, int axis, npy_intp expected, const char *name, const char *why);
 /* Checks that `a` has the shape of `b`. */
 int wasi_need_same_shape(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name);
-/* Refuses arrays that share memory where a kernel must not alias. */
-int wasi_need_disjoint(const wasi_array *a, const char *a_name, const wasi_array *b, const char *b_name);
-/* The same for an argument list: each of the first `n_written` operands against all others. What is no array is passed over. */
+/* Refuses arrays that share memory where a kernel must not alias: each of the first `n_written` operands against all others.
+ * What is no array is passed over. */
 typedef struct {
     const char *name;
     PyObject *object;
@@ -82,8 +81,11 @@ int wasi_need_same_rows(const wasi_array *x, npy_intp M, const char *name);
 void wasi_like_rows(const wasi_array *x, npy_intp last, npy_intp *dims); /* x's leading dimensions, then `last` */
 /* A number a channel: a float32 array of the length of x's last dimension. */
 int wasi_need_channels(PyObject *object, const char *name, const wasi_array *x, wasi_array *out);
-/* The same for one that is added to, and may be None. */
+
+/* Parameter gradients, which are added to and may be None: of `like`'s shape, of a number a channel of x, of n numbers. */
+int wasi_maybe_sums_like(PyObject *object, const char *name, const wasi_array *like, const char *like_name, wasi_array *out);
 int wasi_maybe_channel_sums(PyObject *object, const char *name, const wasi_array *x, wasi_array *out);
+int wasi_maybe_sums(PyObject *object, const char *name, npy_intp n, const char *why, wasi_array *out);
 
 /* A new uninitialised array (of the current NumPy memory handler, so an active wasi.Arena serves it). */
 PyArrayObject *wasi_new_array(int typenum, int ndim, const npy_intp *dims);
@@ -98,6 +100,8 @@ PyArrayObject *wasi_out_in_place(PyObject *out, const wasi_array *x, const char 
 
 /* Sets the exception for a status; `where` names the operation. Returns NULL for convenience. */
 PyObject *wasi_raise(wasi_status status, const char *where);
+/* The exception for WASI_ERR_RANGE: names the first of the int64 `indices` that is not below `limit`; `what` they are. */
+PyObject *wasi_raise_index(const wasi_array *indices, npy_intp limit, const char *name, const char *what);
 /* Gives `result` away where the status is WASI_OK, else drops it and sets the exception. */
 PyObject *wasi_finish(wasi_status status, PyArrayObject *result, const char *where);
 

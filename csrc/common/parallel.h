@@ -5,7 +5,7 @@
  * on T, n and grain alone, never on which thread is free: the same T gives the same bits. The calling
  * thread works too. If another caller holds the pool, the whole loop runs on the calling thread
  * with the same cut. After fork() the child starts a pool of its own when it first needs one.
- * A task must not call wasi_parallel. */
+ * A task must not call wasi_parallel for more than one thread. */
 #ifndef WASI_COMMON_PARALLEL_H
 #define WASI_COMMON_PARALLEL_H
 

@@ -10,7 +10,6 @@ const char *wasi_status_text(wasi_status status)
     case WASI_ERR_LAPACK:    return "a LAPACK decomposition did not converge";
     case WASI_ERR_RANK:      return "the rank of a factor has collapsed";
     case WASI_ERR_RANGE:     return "an index lies outside its range";
-    case WASI_ERR_THREAD:    return "the system refused to start a worker thread";
     }
     return "unknown status";
 }

@@ -17,8 +17,7 @@ typedef enum {
     WASI_ERR_MEMORY,    /* the caller's allocation failed */
     WASI_ERR_LAPACK,    /* LAPACK did not converge */
     WASI_ERR_RANK,      /* a factor's rank has collapsed: its Gram matrix is singular */
-    WASI_ERR_RANGE,     /* an index (class label, token id) lies outside its range */
-    WASI_ERR_THREAD     /* the system gave no worker thread */
+    WASI_ERR_RANGE      /* an index (class label, token id) lies outside its range */
 } wasi_status;
 
 const char *wasi_status_text(wasi_status status);

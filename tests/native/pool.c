@@ -23,7 +23,7 @@ static wasi_status visit(void *ctx, wasi_int begin, wasi_int end, int part)
         if (i == l->fails_at)
             return WASI_ERR_RANGE;
     }
-    return part < 0 ? WASI_ERR_THREAD : WASI_OK;
+    return part < 0 ? WASI_ERR_RANGE : WASI_OK;
 }
 
 static void *call(void *argument)
