@@ -213,3 +213,8 @@ def test_bad_input_is_refused_by_name(rng):
         ops.mask_gradient(np.zeros(8, np.float32), np.zeros(2, np.uint8))
     with pytest.raises(ValueError, match=r"dp.shape\[3\]: expected a multiple of kernel \* kernel = 9, got 10"):
         ops.fold(np.zeros((1, 6, 6, 10), np.float32), (6, 6), window)
+    none = np.zeros((2, 6, 6, 0), np.float32)
+    for call in (lambda: ops.conv(none, np.zeros((5, 0), np.float32), window), lambda: ops.unfold(none, window),
+                 lambda: ops.conv_backward(dy, x, np.zeros((5, 0), np.float32), window), lambda: ops.fold(none, (6, 6), window)):
+        with pytest.raises(ValueError, match="(x|W|dp): expected at least 1 channel, got 0"):
+            call()

@@ -200,8 +200,9 @@ def test_bad_input_is_refused_by_name(rng):
         ops.quantize_residual(W.astype(float))
     with pytest.raises(ValueError, match="bits: expected 4 or 8, got 3"):
         ops.quantize_residual(W, 3)
-    with pytest.raises(ValueError, match="group: expected a positive multiple of 32, got 20"):
-        ops.quantize_residual(W, group=20)
+    for group in (20, 0, 2**63 - 32):
+        with pytest.raises(ValueError, match=f"group: expected a multiple of 32 up to 65536, got {group}"):
+            ops.quantize_residual(W, group=group)
     with pytest.raises(ValueError, match=r"W.shape\[1\]: expected a size of 1 to 65536, got 0"):
         ops.quantize_residual(W[:, :0].copy())
     for bad in (np.nan, np.inf, -np.inf):

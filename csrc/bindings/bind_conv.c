@@ -4,6 +4,14 @@
 #include "kernels/conv.h"
 #include "kernels/pool.h"
 
+static int need_channels(npy_intp C, const char *name)
+{
+    if (C > 0)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "%s: expected at least 1 channel, got 0", name);
+    return 0;
+}
+
 /* Kernel, stride and padding, and what they make of images of H x W: B and C are left to the caller. */
 static int need_window(Py_ssize_t H, Py_ssize_t W, Py_ssize_t k, Py_ssize_t s, Py_ssize_t pad, wasi_conv *conv)
 {
@@ -26,7 +34,8 @@ static int need_window(Py_ssize_t H, Py_ssize_t W, Py_ssize_t k, Py_ssize_t s, P
 static int need_images(PyObject *object, const char *name, Py_ssize_t k, Py_ssize_t s, Py_ssize_t pad, wasi_array *x,
                        wasi_conv *conv)
 {
-    if (!wasi_need_f32(object, 4, name, x) || !need_window(x->dim[1], x->dim[2], k, s, pad, conv))
+    if (!wasi_need_f32(object, 4, name, x) || !need_window(x->dim[1], x->dim[2], k, s, pad, conv) ||
+        !need_channels(x->dim[3], name))
         return 0;
     conv->B = x->dim[0];
     conv->C = x->dim[3];
@@ -47,7 +56,7 @@ static int need_weight(PyObject *object, wasi_array *W, wasi_conv *conv, npy_int
         return 0;
     }
     conv->C = W->dim[1] / taps;
-    return 1;
+    return need_channels(conv->C, "W");
 }
 
 /* The gradient of a result: (B, Ho, Wo, width). Sets B. */
@@ -102,21 +111,18 @@ static PyObject *conv_backward(PyObject *self, PyObject *args, PyObject *kwargs)
     PyObject *dy_obj, *x_obj, *W_obj, *dW_obj = Py_None, *db_obj = Py_None, *out_obj = Py_None, *result = NULL;
     Py_ssize_t height, width, k, s, pad;
     int need_dx = 1;
-    wasi_array dy, x = {0}, W, dW = {0}, db = {0};
+    wasi_array dy, x = {0}, W, dW, db;
     wasi_conv conv, given;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOnnnnn|OOpO:conv_backward", names, &dy_obj, &x_obj, &W_obj, &height,
                                      &width, &k, &s, &pad, &dW_obj, &db_obj, &need_dx, &out_obj))
         return NULL;
     if (!need_window(height, width, k, s, pad, &conv) || !need_weight(W_obj, &W, &conv, -1) ||
         !need_result(dy_obj, "dy", &dy, &conv, W.dim[0], "W.shape[0]") ||
-        (dW_obj != Py_None && (!wasi_need_writable(dW_obj, NPY_FLOAT32, 2, "dW", &dW) ||
-                               !wasi_need_same_shape(&dW, "dW", &W, "W") ||
-                               !need_images(x_obj, "x", k, s, pad, &x, &given) ||
-                               !wasi_need_dim(&x, 0, conv.B, "x", "dy.shape[0]") ||
-                               !wasi_need_dim(&x, 1, height, "x", "height") || !wasi_need_dim(&x, 2, width, "x", "width") ||
-                               !wasi_need_dim(&x, 3, conv.C, "x", "W.shape[1] / kernel / kernel"))) ||
-        (db_obj != Py_None && (!wasi_need_writable(db_obj, NPY_FLOAT32, 1, "db", &db) ||
-                               !wasi_need_dim(&db, 0, W.dim[0], "db", "W.shape[0]"))) ||
+        !wasi_maybe_sums_like(dW_obj, "dW", &W, "W", &dW) || !wasi_maybe_sums(db_obj, "db", W.dim[0], "W.shape[0]", &db) ||
+        (dW.data &&
+         (!need_images(x_obj, "x", k, s, pad, &x, &given) || !wasi_need_dim(&x, 0, conv.B, "x", "dy.shape[0]") ||
+          !wasi_need_dim(&x, 1, height, "x", "height") || !wasi_need_dim(&x, 2, width, "x", "width") ||
+          !wasi_need_dim(&x, 3, conv.C, "x", "W.shape[1] / kernel / kernel"))) ||
         !WASI_NEED_APART(3, {"out", need_dx ? out_obj : NULL}, {"dW", dW_obj}, {"db", db_obj}, {"dy", dy_obj},
                          {"W", need_dx ? W_obj : NULL}, {"x", dW.data ? x_obj : NULL}))
         return NULL;
@@ -178,6 +184,8 @@ static PyObject *conv_fold(PyObject *self, PyObject *args, PyObject *kwargs)
         return PyErr_Format(PyExc_ValueError, "dp.shape[3]: expected a multiple of kernel * kernel = %zd, got %zd", k * k,
                             (Py_ssize_t)dp.dim[3]);
     conv.C = dp.dim[3] / (k * k);
+    if (!need_channels(conv.C, "dp"))
+        return NULL;
     npy_intp dims[] = {conv.B, height, width, conv.C};
     PyArrayObject *dx = wasi_out_array(out_obj, NPY_FLOAT32, 4, dims, "out");
     if (dx == NULL)

@@ -5,9 +5,10 @@
 
 static int need_group(Py_ssize_t group)
 {
-    if (group > 0 && group % WASI_QUANT_BLOCK == 0)
+    if (group > 0 && group <= WASI_QUANT_MAX_DIM && group % WASI_QUANT_BLOCK == 0)
         return 1;
-    PyErr_Format(PyExc_ValueError, "group: expected a positive multiple of %d, got %zd", WASI_QUANT_BLOCK, group);
+    PyErr_Format(PyExc_ValueError, "group: expected a multiple of %d up to %d, got %zd", WASI_QUANT_BLOCK,
+                 WASI_QUANT_MAX_DIM, group);
     return 0;
 }
 

@@ -13,7 +13,8 @@
  * into the activations, the other to the result, and both products use the very same q, without any further error.
  *
  * Memory: a row of codes is cut into blocks of 32 weights, the last one padded; byte j of a block of 4-bit codes holds
- * weight j in its low and weight 16 + j in its high half. `group` is a multiple of 32, the last group may be short. */
+ * weight j in its low and weight 16 + j in its high half. `group` is a multiple of 32
+ * up to WASI_QUANT_MAX_DIM, the last group may be short. */
 #ifndef WASI_KERNELS_QUANTIZE_H
 #define WASI_KERNELS_QUANTIZE_H
 
