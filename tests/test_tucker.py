@@ -183,6 +183,17 @@ def test_asi_step_at_extreme_scales(rng, scale):
     assert np.linalg.norm(got.astype(np.float64)) / scale == pytest.approx(np.linalg.norm(want), rel=1e-2)
 
 
+@pytest.mark.parametrize("dtype, scale", [(np.float32, 1e-39), (np.float64, 1e-310)])
+def test_asi_step_on_denormal_numbers(rng, dtype, scale):
+    """Of which 1 over the largest would be Inf."""
+    A = tensor(rng, (12, 15, 18), np.float64)
+    want = linalg.asi_step(A, start(np.random.default_rng(5), A.shape, (8, 4, 5), np.float64))
+    factors = start(np.random.default_rng(5), A.shape, (8, 4, 5), dtype)
+    core = linalg.asi_step((A * scale).astype(dtype), factors)
+    assert_orthonormal(factors)
+    assert np.linalg.norm(core / scale) == pytest.approx(np.linalg.norm(want), rel=1e-2)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_tucker_at_extreme_scales(rng, scale):
     A = tensor(rng, (10, 12, 14), np.float64)
@@ -277,7 +288,11 @@ def test_bad_input_is_refused_by_name(rng):
         linalg.tucker(A)
     with pytest.raises(ValueError, match="variance: expected a number in"):
         linalg.tucker(A, variance=0.0)
+    shared = np.zeros((6, 2), np.float32)
+    with pytest.raises(ValueError, match=r"factors\[0\]: expected memory of its own, got an array that overlaps factors\[2\]"):
+        linalg.asi_step(A, [shared[:4], factors[1], shared])
     core = np.zeros((2, 2, 2), np.float32)
+    assert linalg.matmul_tucker(np.zeros((4, 5, 0), np.float32), core, factors).shape == (0, 6)
     with pytest.raises(ValueError, match=r"g.shape\[1\]: expected 5"):
         linalg.matmul_tucker(np.zeros((4, 4, 3), np.float32), core, factors)
     with pytest.raises(ValueError, match=r"dW.shape\[1\]: expected 6"):

@@ -1,7 +1,9 @@
 /* Template of tucker.c, see common/real32.h. */
 
 #undef MODERATE
+#undef LEAST
 #define MODERATE (WASI_IS_F32 ? 40 : 330) /* binary exponent up to which squares neither overflow nor vanish */
+#define LEAST (WASI_IS_F32 ? -126 : -1022) /* of the smallest normal number */
 
 /* ---- One pass over the pieces of an array, seen from one mode ---- */
 
@@ -213,7 +215,8 @@ size_t T(asi_step_work)(const wasi_tucker_shape *shape, int n_iter, int n_thread
     return T(cut_asi)(&w, wasi_scratch_count(), &plan, shape, n_threads);
 }
 
-/* The binary exponent of the largest of some thousand numbers of A: enough to keep squares in range. */
+/* The binary exponent of the largest of some thousand numbers of A: enough to keep squares in range. At least LEAST, so that a
+ * number of its negative exponent exists. */
 static int T(exponent_of)(const real *A, wasi_int n)
 {
     real largest = 0;
@@ -222,7 +225,7 @@ static int T(exponent_of)(const real *A, wasi_int n)
     int exponent = 0;
     if (largest > 0 && isfinite(largest))
         frexp((double)largest, &exponent);
-    return exponent;
+    return WASI_MAX(exponent, LEAST);
 }
 
 /* Adds up the parts' sums in the first. */
@@ -328,6 +331,8 @@ size_t T(matmul_tucker_work)(const wasi_tucker_shape *shape, wasi_int G)
 wasi_status T(matmul_tucker)(real *dW, const real *g, const real *S, const real *const *U,
                              const wasi_tucker_shape *shape, wasi_int G, void *scratch, int n_threads)
 {
+    if (G == 0)
+        return WASI_OK;
     matmul_plan plan = plan_matmul(shape, G);
     T(matmul_scratch) w;
     T(cut_matmul)(&w, wasi_scratch_on(scratch), &plan, shape, G);
