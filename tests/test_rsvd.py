@@ -284,6 +284,16 @@ def test_bad_input_is_refused_by_name(rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("two", [False, True])
+def test_nan_in_a_block_does_not_reach_lapack(rng, dtype, two):
+    A, V = rng.standard_normal((30, 12)).astype(dtype), linalg.orthonormalize(rng.standard_normal((12, 4)).astype(dtype))
+    W, X = A @ V, np.full((12, 4), np.nan, dtype)
+    W[3, 1] = np.nan
+    with pytest.raises(ArithmeticError, match="ritz: an input holds NaN or Inf"):
+        _core.ritz(W, V, False, 2, 1.0, X if two else None, A)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nonfinite_input_is_refused_within_a_millisecond(rng, dtype, bad):
     """For matrices of a layer's size, wherever it is; a larger array takes the time of two reads."""

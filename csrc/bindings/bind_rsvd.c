@@ -158,8 +158,9 @@ static PyObject *ritz(PyObject *self, PyObject *args, PyObject *kwargs)
                                      &A_obj) ||
         !wasi_need_matrix(V_obj, "V", &V, &typenum) || !wasi_need_writable(W_obj, typenum, 2, "W", &W) ||
         !wasi_need_dim(&W, 1, V.dim[1], "W", "V.shape[1]") || !need_columns(K, V.dim[1], "K") ||
-        !need_optional_block(X_obj, typenum, "X", V.dim[0], V.dim[1], &X) ||
-        !wasi_maybe_array(A_obj, typenum, 2, "A", &A) || !WASI_NEED_APART(2, {"W", W_obj}, {"X", X_obj}, {"V", V_obj}, {"A", A_obj}))
+        !wasi_maybe_array(X_obj, typenum, 2, "X", &X) || (X.data && !wasi_need_same_shape(&X, "X", &V, "V")) ||
+        !wasi_maybe_array(A_obj, typenum, 2, "A", &A) ||
+        !WASI_NEED_APART(1, {"W", W_obj}, {"X", X_obj}, {"V", V_obj}, {"A", A_obj}))
         return NULL;
     npy_intp p = W.dim[0], q = V.dim[0], m = wide ? q : p, n = wide ? p : q;
     if (p < q || (wide && p == q) || (X.data && A.data == NULL)) {

@@ -75,11 +75,11 @@ size_t wasi_scomplement_work(wasi_int done, wasi_int q, wasi_int b, int n_thread
 size_t wasi_dcomplement_work(wasi_int done, wasi_int q, wasi_int b, int n_threads);
 
 /* The K leading singular triplets of A restricted to the span of V, or of V and X where X is not NULL.
- * In: V, X (q x l), W = alpha B V (p x l), all overwritten or read. Out: S (K), scaled back; right (q x K, or its
- * transpose K x q where m >= n); the long vectors in the first p K numbers of W, as a p x K matrix. */
-wasi_status wasi_sritz(float *S, float *right, float *W, const float *V, float *X, const float *A, wasi_int m,
+ * In: V, X (q x l, only read), W = alpha B V (p x l). Out: S (K), scaled back; right (q x K, or its transpose K x q where
+ * m >= n); the long vectors in the first p K numbers of W, as a p x K matrix. WASI_ERR_NONFINITE, WASI_ERR_LAPACK. */
+wasi_status wasi_sritz(float *S, float *right, float *W, const float *V, const float *X, const float *A, wasi_int m,
                        wasi_int n, wasi_int l, wasi_int K, double alpha, void *scratch, int n_threads);
-wasi_status wasi_dritz(double *S, double *right, double *W, const double *V, double *X, const double *A, wasi_int m,
+wasi_status wasi_dritz(double *S, double *right, double *W, const double *V, const double *X, const double *A, wasi_int m,
                        wasi_int n, wasi_int l, wasi_int K, double alpha, void *scratch, int n_threads);
 size_t wasi_sritz_work(wasi_int m, wasi_int n, wasi_int l, wasi_int K, bool two, int n_threads);
 size_t wasi_dritz_work(wasi_int m, wasi_int n, wasi_int l, wasi_int K, bool two, int n_threads);

@@ -492,7 +492,7 @@ static wasi_status T(refine)(double *S, real *right, real *W, const T(operand) *
 }
 #endif
 
-wasi_status T(ritz)(real *S, real *right, real *W, const real *V, real *X, const real *A, wasi_int m, wasi_int n,
+wasi_status T(ritz)(real *S, real *right, real *W, const real *V, const real *X, const real *A, wasi_int m, wasi_int n,
                     wasi_int l, wasi_int K, double alpha, void *scratch, int n_threads)
 {
     T(operand) B = T(operand_of)(A, m, n, alpha);
@@ -506,6 +506,8 @@ wasi_status T(ritz)(real *S, real *right, real *W, const real *V, real *X, const
     } else {
         WASI_TRY(T(gram)(r.G, W, false, p, l, r.gram, n_threads));
     }
+    if (!WASI_PICK(wasi_dall_finite)(r.G, D * D))
+        return WASI_ERR_NONFINITE;
     wasi_reuse(r.eigen, r.eigen_iwork + 3 + 5 * D);
     WASI_TRY(wasi_deigh(D, r.G, r.w, r.eigen, r.eigen_lwork, r.eigen_iwork));
     for (wasi_int k = 0; k < K; k++) {
