@@ -38,7 +38,7 @@ typedef struct {
 /* One step in place. mA (K x I), mB (O x K): the buffer of momentum and AdamW; vA, vB likewise: AdamW's second moments;
  * all start as zeros; NULL where the rule has none. Tri (K x K, float64) is R's triangle from wsi_gradient_norm2, or
  * NULL. dL, dR are only read.
- * WASI_ERR_RANK where R or A1 has collapsed (cond above about 3e6 with rows scaled to unit norm) and
+ * WASI_ERR_RANK where R, A1 or the new R has collapsed (cond above about 3e6 with rows scaled to unit norm) and
  * WASI_ERR_NONFINITE where the new factors would hold NaN or Inf: then nothing has changed. */
 wasi_status wasi_swsi_step(float *L, float *R, float *mA, float *mB, float *vA, float *vB, const double *Tri,
                            const float *dL, const float *dR, const wasi_wsi_options *options, wasi_int O, wasi_int I,

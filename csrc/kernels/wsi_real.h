@@ -187,13 +187,12 @@ static wasi_status T(update_state)(T(step_scratch) *w, const real *R, real *mA, 
     return T(add3)(mA, o->momentum, mA, o->grad_scale, dR, o->weight_decay, R, K * I, n_threads);
 }
 
-/* The state moves to the new tangent space. L, R are new; Q is the old row basis; w->B the direction, so that the old
- * L = (L N + lr B M) is at hand up to a part in the span of the new L. */
+/* The state moves to the new tangent space. L, R are new, R's triangle is in T1; Q is the old row basis; w->B the direction,
+ * so that the old L = (L N + lr B M) is at hand up to a part in the span of the new L. */
 static wasi_status T(transport_state)(T(step_scratch) *w, const real *L, const real *R, real *mA, real *mB, real *vA,
                                       real *vB, double lr, wasi_int O, wasi_int I, wasi_int K, int n_threads)
 {
     wasi_int KK = K * K, nA = K * I, nB = O * K;
-    WASI_TRY(T(row_factor)(w->T1, w->T1inv, R, w->A1, K, I, w->pass, n_threads));
     WASI_TRY(T(divide)(w->Qnew, R, w->T1inv, true, I, K, w->pass, n_threads));
     WASI_TRY(T(gemm)(false, true, K, K, I, 1, w->Q, I, w->Qnew, I, 0, w->D, K, n_threads));
 
@@ -226,18 +225,54 @@ static wasi_status T(transport_state)(T(step_scratch) *w, const real *L, const r
     return WASI_OK;
 }
 
+/* The new factors from K x K products, before anything is written: M = Q A1' (A1 A1')^-1, N^-1, X = L_new' L, and of type
+ * real P = X, D = -lr L_new' B, E = -lr M N^-1, so that R_new = P A1 + D Q and L_new = L N^-1 + B E. */
+static wasi_status T(solve_step)(T(step_scratch) *w, const real *L, double lr, wasi_int O, wasi_int I, wasi_int K,
+                                 int n_threads)
+{
+    wasi_int KK = K * K;
+    WASI_TRY(T(row_factor)(w->T1, w->T1inv, w->A1, w->Qnew, K, I, w->pass, n_threads));
+    WASI_TRY(T(gemm)(false, true, K, K, I, 1, w->Q, I, w->A1, I, 0, w->D, K, n_threads));
+    for (wasi_int i = 0; i < KK; i++)
+        w->M[i] = (double)w->D[i];
+    WASI_TRY(wasi_dtrmm1(false, false, K, K, w->T1inv, K, w->M, K));
+    WASI_TRY(wasi_dtrmm1(false, true, K, K, w->T1inv, K, w->M, K));
+
+    /* N' N = (L - lr B M)' (L - lr B M) */
+    double rcond;
+    WASI_TRY(T(gram)(w->GL, L, false, O, K, w->pass, n_threads));
+    WASI_TRY(T(gram)(w->GB, w->B, false, O, K, w->pass, n_threads));
+    WASI_TRY(wasi_dgemm(false, false, K, K, K, 1, w->GB, K, w->M, K, 0, w->GBM, K, n_threads));
+    memcpy(w->Z, w->GL, (size_t)KK * sizeof(double));
+    WASI_TRY(wasi_dgemm(true, false, K, K, K, lr * lr, w->M, K, w->GBM, K, 1, w->Z, K, n_threads));
+    WASI_TRY(wasi_gram_factor(w->N, w->Ninv, &rcond, w->Z, K, w->pass));
+    if (!(rcond > 0))
+        return WASI_ERR_RANK;
+
+    memcpy(w->X, w->GL, (size_t)KK * sizeof(double));
+    WASI_TRY(wasi_dtrmm1(true, true, K, K, w->Ninv, K, w->X, K));
+    for (wasi_int i = 0; i < K; i++)
+        for (wasi_int j = 0; j < K; j++)
+            w->Z[i * K + j] = lr * lr * w->GBM[j * K + i];
+    WASI_TRY(wasi_dtrmm1(true, true, K, K, w->Ninv, K, w->Z, K));
+    memcpy(w->N, w->M, (size_t)KK * sizeof(double));
+    WASI_TRY(wasi_dtrmm1(false, false, K, K, w->Ninv, K, w->N, K));
+    T(to_real)(w->P, 1, w->X, KK);
+    T(to_real)(w->D, 1, w->Z, KK);
+    T(to_real)(w->E, -lr, w->N, KK);
+    return T_PICK(all_finite)(w->E, KK) ? WASI_OK : WASI_ERR_NONFINITE;
+}
+
 wasi_status T(wsi_step)(real *L, real *R, real *mA, real *mB, real *vA, real *vB, const double *Tri, const real *dL,
                         const real *dR, const wasi_wsi_options *o, wasi_int O, wasi_int I, wasi_int K, void *scratch,
                         int n_threads)
 {
     T(step_scratch) w;
     T(cut_step)(&w, wasi_scratch_on(scratch), o->rule, O, I, K, n_threads);
-    wasi_int KK = K * K;
-    double lr = o->lr;
 
     /* R = T' Q, the gradient's coordinates, the direction. */
     if (Tri) {
-        memcpy(w.Tinv, Tri, (size_t)KK * sizeof(double));
+        memcpy(w.Tinv, Tri, (size_t)(K * K) * sizeof(double));
         WASI_TRY(wasi_dtrtri(K, w.Tinv, K));
     } else {
         WASI_TRY(T(row_factor)(w.Tri, w.Tinv, R, w.A1, K, I, w.pass, n_threads));
@@ -246,42 +281,20 @@ wasi_status T(wsi_step)(real *L, real *R, real *mA, real *mB, real *vA, real *vB
     WASI_TRY(T(tangent)(w.B, L, dL, w.Tinv, w.P, O, K, w.pass, n_threads));
     WASI_TRY(T(choose_direction)(&w, L, R, mA, mB, vA, vB, dR, o, O, I, K, n_threads));
 
-    /* M = Q A1' (A1 A1')^-1 */
-    WASI_TRY(T(row_factor)(w.T1, w.T1inv, w.A1, w.Qnew, K, I, w.pass, n_threads));
-    WASI_TRY(T(gemm)(false, true, K, K, I, 1, w.Q, I, w.A1, I, 0, w.D, K, n_threads));
-    for (wasi_int i = 0; i < KK; i++)
-        w.M[i] = (double)w.D[i];
-    WASI_TRY(wasi_dtrmm1(false, false, K, K, w.T1inv, K, w.M, K));
-    WASI_TRY(wasi_dtrmm1(false, true, K, K, w.T1inv, K, w.M, K));
+    WASI_TRY(T(solve_step)(&w, L, o->lr, O, I, K, n_threads));
+    real *R_new = w.Qnew;
+    WASI_TRY(T(gemm)(false, false, K, I, K, 1, w.P, K, w.A1, I, 0, R_new, I, n_threads));
+    WASI_TRY(T(gemm)(false, false, K, I, K, 1, w.D, K, w.Q, I, 1, R_new, I, n_threads));
+    if (!T_PICK(all_finite)(R_new, K * I))
+        return WASI_ERR_NONFINITE;
+    if (mA)
+        WASI_TRY(T(row_factor)(w.T1, w.T1inv, R_new, w.A1, K, I, w.pass, n_threads));
 
-    /* N' N = (L - lr B M)' (L - lr B M), X = L_new' L, Z = -lr L_new' B */
-    double rcond;
-    WASI_TRY(T(gram)(w.GL, L, false, O, K, w.pass, n_threads));
-    WASI_TRY(T(gram)(w.GB, w.B, false, O, K, w.pass, n_threads));
-    WASI_TRY(wasi_dgemm(false, false, K, K, K, 1, w.GB, K, w.M, K, 0, w.GBM, K, n_threads));
-    memcpy(w.Z, w.GL, (size_t)KK * sizeof(double));
-    WASI_TRY(wasi_dgemm(true, false, K, K, K, lr * lr, w.M, K, w.GBM, K, 1, w.Z, K, n_threads));
-    WASI_TRY(wasi_gram_factor(w.N, w.Ninv, &rcond, w.Z, K, w.pass));
-    if (!(rcond > 0))
-        return WASI_ERR_RANK;
-    memcpy(w.X, w.GL, (size_t)KK * sizeof(double));
-    WASI_TRY(wasi_dtrmm1(true, true, K, K, w.Ninv, K, w.X, K));
-    for (wasi_int i = 0; i < K; i++)
-        for (wasi_int j = 0; j < K; j++)
-            w.Z[i * K + j] = lr * lr * w.GBM[j * K + i];
-    WASI_TRY(wasi_dtrmm1(true, true, K, K, w.Ninv, K, w.Z, K));
-
-    /* Nothing fails from here on: N is finite and regular, and R_new is no closer to collapse than A1. */
+    /* Nothing fails from here on. */
     if (mA)
         WASI_TRY(T(update_state)(&w, R, mA, mB, vA, vB, dR, o, O, I, K, n_threads));
-    T(to_real)(w.P, 1, w.X, KK);
-    T(to_real)(w.D, 1, w.Z, KK);
-    WASI_TRY(T(gemm)(false, false, K, I, K, 1, w.P, K, w.A1, I, 0, R, I, n_threads));
-    WASI_TRY(T(gemm)(false, false, K, I, K, 1, w.D, K, w.Q, I, 1, R, I, n_threads));
+    memcpy(R, R_new, (size_t)(K * I) * sizeof(real));
     WASI_TRY(T(divide)(L, L, w.Ninv, false, O, K, w.pass, n_threads));
-    memcpy(w.N, w.M, (size_t)KK * sizeof(double));
-    WASI_TRY(wasi_dtrmm1(false, false, K, K, w.Ninv, K, w.N, K));
-    T(to_real)(w.P, -lr, w.N, KK);
-    WASI_TRY(T(gemm)(false, false, O, K, K, 1, w.B, K, w.P, K, 1, L, K, n_threads));
-    return mA ? T(transport_state)(&w, L, R, mA, mB, vA, vB, lr, O, I, K, n_threads) : WASI_OK;
+    WASI_TRY(T(gemm)(false, false, O, K, K, 1, w.B, K, w.E, K, 1, L, K, n_threads));
+    return mA ? T(transport_state)(&w, L, R, mA, mB, vA, vB, o->lr, O, I, K, n_threads) : WASI_OK;
 }
