@@ -28,9 +28,7 @@ static PyObject *forward(PyObject *args, PyObject *kwargs, const char *format, c
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = kernel(WASI_DATA(g), h.data, h.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = kernel(WASI_DATA(g), h.data, h.size, n_threads));
     return wasi_finish(status, g, where);
 }
 
@@ -53,9 +51,7 @@ static PyObject *backward(PyObject *args, PyObject *kwargs, const char *format, 
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = kernel(WASI_DATA(dh), dy.data, h.data, h.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = kernel(WASI_DATA(dh), dy.data, h.data, h.size, n_threads));
     return wasi_finish(status, dh, where);
 }
 
@@ -96,9 +92,7 @@ static PyObject *bias_gelu_forward(PyObject *self, PyObject *args, PyObject *kwa
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_bias_gelu_forward(WASI_DATA(g), h.data, b.data, wasi_rows_of(&h), b.dim[0], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_bias_gelu_forward(WASI_DATA(g), h.data, b.data, wasi_rows_of(&h), b.dim[0], n_threads));
     return wasi_finish(status, g, "bias_gelu_forward");
 }
 
@@ -122,10 +116,8 @@ static PyObject *gelu_encode(PyObject *self, PyObject *args, PyObject *kwargs)
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_gelu_encode(WASI_DATA(g), WASI_DATA(codes), h.data, b.data, bits, wasi_rows_of(&h),
-                              h.dim[h.ndim - 1], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_gelu_encode(WASI_DATA(g), WASI_DATA(codes), h.data, b.data, bits, wasi_rows_of(&h),
+                                          h.dim[h.ndim - 1], n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, g, codes) : wasi_raise(status, "gelu_encode");
 done:
     Py_XDECREF(g);
@@ -153,9 +145,7 @@ static PyObject *gelu_decode_backward(PyObject *self, PyObject *args, PyObject *
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_gelu_decode_backward(WASI_DATA(dh), dy.data, codes.data, bits, dy.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_gelu_decode_backward(WASI_DATA(dh), dy.data, codes.data, bits, dy.size, n_threads));
     return wasi_finish(status, dh, "gelu_decode_backward");
 }
 
@@ -175,9 +165,7 @@ static PyObject *swiglu_forward(PyObject *self, PyObject *args, PyObject *kwargs
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_swiglu_forward(WASI_DATA(g), a.data, b.data, a.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_swiglu_forward(WASI_DATA(g), a.data, b.data, a.size, n_threads));
     return wasi_finish(status, g, "swiglu_forward");
 }
 
@@ -203,9 +191,8 @@ static PyObject *swiglu_backward(PyObject *self, PyObject *args, PyObject *kwarg
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_swiglu_backward(WASI_DATA(da), WASI_DATA(db), dy.data, a.data, b.data, a.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_swiglu_backward(WASI_DATA(da), WASI_DATA(db), dy.data, a.data, b.data, a.size,
+                                              n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, da, db) : wasi_raise(status, "swiglu_backward");
 done:
     Py_XDECREF(da);

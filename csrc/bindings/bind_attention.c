@@ -127,9 +127,7 @@ static PyObject *run_forward(PyArrayObject *o, wasi_heads to, wasi_const_heads q
     if (lse == NULL || work == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_attention_forward(to, WASI_DATA(lse), q, k, v, a, WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_attention_forward(to, WASI_DATA(lse), q, k, v, a, WASI_DATA(work), n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, o, lse) : wasi_raise(status, "attention");
 done:
     Py_XDECREF(lse);
@@ -147,10 +145,8 @@ static int run_backward(wasi_heads dq, wasi_heads dk, wasi_heads dv, const wasi_
     if (work == NULL)
         return 0;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_attention_backward(dq, dk, dv, dbias->data, dout, q, k, v, o, lse->data, a, WASI_DATA(work),
-                                     n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_attention_backward(dq, dk, dv, dbias->data, dout, q, k, v, o, lse->data, a,
+                                                 WASI_DATA(work), n_threads));
     Py_DECREF(work);
     if (status != WASI_OK)
         wasi_raise(status, "attention_backward");

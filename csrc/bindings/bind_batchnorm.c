@@ -29,9 +29,8 @@ static PyObject *batch_norm_statistics(PyObject *self, PyObject *args, PyObject 
         (work = wasi_new_scratch(wasi_batch_norm_work(C, n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_batch_norm_statistics(WASI_DATA(mean), WASI_DATA(var), x.data, M, C, WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_batch_norm_statistics(WASI_DATA(mean), WASI_DATA(var), x.data, M, C, WASI_DATA(work),
+                                                    n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, mean, var) : wasi_raise(status, "batch_norm_statistics");
 done:
     Py_XDECREF(mean);
@@ -63,10 +62,9 @@ static PyObject *batch_norm_forward(PyObject *self, PyObject *args, PyObject *kw
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_batch_norm_forward(WASI_DATA(y), mask ? WASI_DATA(mask) : NULL, x.data, r.data, mean.data, rstd.data,
-                                     w.data, b.data, relu, wasi_rows_of(&x), w.dim[0], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_batch_norm_forward(WASI_DATA(y), mask ? WASI_DATA(mask) : NULL, x.data, r.data, mean.data,
+                                                 rstd.data, w.data, b.data, relu, wasi_rows_of(&x), w.dim[0],
+                                                 n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, y, mask ? (PyObject *)mask : Py_None)
                                : wasi_raise(status, "batch_norm_forward");
 done:
@@ -101,10 +99,9 @@ static PyObject *batch_norm_backward(PyObject *self, PyObject *args, PyObject *k
         (work = wasi_new_scratch(wasi_batch_norm_work(w.dim[0], n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_batch_norm_backward(WASI_DATA(dx), dw.data, db.data, dy.data, x.data, mean.data, rstd.data, w.data, b.data,
-                                      relu, of_batch, wasi_rows_of(&x), w.dim[0], WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_batch_norm_backward(WASI_DATA(dx), dw.data, db.data, dy.data, x.data, mean.data,
+                                                  rstd.data, w.data, b.data, relu, of_batch, wasi_rows_of(&x), w.dim[0],
+                                                  WASI_DATA(work), n_threads));
     result = status == WASI_OK ? Py_NewRef(dx) : wasi_raise(status, "batch_norm_backward");
 done:
     Py_XDECREF(dx);
@@ -127,9 +124,7 @@ static PyObject *mask_gradient(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_mask_gradient(WASI_DATA(dx), dy.data, mask.data, dy.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_mask_gradient(WASI_DATA(dx), dy.data, mask.data, dy.size, n_threads));
     return wasi_finish(status, dx, "mask_gradient");
 }
 

@@ -21,10 +21,10 @@ static PyObject *bf16_convert(PyObject *args, PyObject *kwargs, const char *form
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = expand ? wasi_bf16_expand(WASI_DATA(out), x.data, x.size, n_threads)
-                    : wasi_bf16_round(WASI_DATA(out), x.data, x.size, n_threads);
-    Py_END_ALLOW_THREADS
+    if (expand)
+        WASI_NO_GIL(status = wasi_bf16_expand(WASI_DATA(out), x.data, x.size, n_threads));
+    else
+        WASI_NO_GIL(status = wasi_bf16_round(WASI_DATA(out), x.data, x.size, n_threads));
     return wasi_finish(status, out, where);
 }
 
@@ -50,9 +50,7 @@ static PyObject *bf16_add_(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_bf16_add(sum.data, x.data, x.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_bf16_add(sum.data, x.data, x.size, n_threads));
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "bf16_add_");
 }
 
@@ -80,10 +78,9 @@ static PyObject *bf16_product(PyObject *args, PyObject *kwargs, const char *form
         (work = wasi_new_scratch(wasi_bf16_linear_work(W.dim[0], W.dim[1], rounded, n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = (forward ? wasi_bf16_linear_forward : wasi_bf16_linear_backward)(
-        WASI_DATA(out), in.data, W.data, wasi_rows_of(&in), W.dim[0], W.dim[1], rounded, WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = (forward ? wasi_bf16_linear_forward : wasi_bf16_linear_backward)(
+                    WASI_DATA(out), in.data, W.data, wasi_rows_of(&in), W.dim[0], W.dim[1], rounded, WASI_DATA(work),
+                    n_threads));
     result = status == WASI_OK ? Py_NewRef(out) : wasi_raise(status, where);
 done:
     Py_XDECREF(out);

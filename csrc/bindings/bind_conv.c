@@ -94,9 +94,8 @@ static PyObject *conv_forward(PyObject *self, PyObject *args, PyObject *kwargs)
         (work = wasi_new_scratch(wasi_conv_work(&conv, bfloat16, n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_conv_forward(WASI_DATA(y), x.data, W.data, b.data, &conv, W.dim[0], bfloat16, WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_conv_forward(WASI_DATA(y), x.data, W.data, b.data, &conv, W.dim[0], bfloat16,
+                                           WASI_DATA(work), n_threads));
     result = status == WASI_OK ? Py_NewRef(y) : wasi_raise(status, "conv_forward");
 done:
     Py_XDECREF(y);
@@ -135,10 +134,8 @@ static PyObject *conv_backward(PyObject *self, PyObject *args, PyObject *kwargs)
         (work = wasi_new_scratch(wasi_conv_work(&conv, bfloat16, n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_conv_backward(dx ? WASI_DATA(dx) : NULL, dW.data, db.data, dy.data, x.data, W.data, &conv, W.dim[0],
-                                bfloat16, WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_conv_backward(dx ? WASI_DATA(dx) : NULL, dW.data, db.data, dy.data, x.data, W.data, &conv,
+                                            W.dim[0], bfloat16, WASI_DATA(work), n_threads));
     result = status == WASI_OK ? Py_NewRef(dx ? (PyObject *)dx : Py_None) : wasi_raise(status, "conv_backward");
 done:
     Py_XDECREF(dx);
@@ -162,9 +159,7 @@ static PyObject *conv_unfold(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_conv_unfold(WASI_DATA(p), x.data, &conv, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_conv_unfold(WASI_DATA(p), x.data, &conv, n_threads));
     return wasi_finish(status, p, "conv_unfold");
 }
 
@@ -192,9 +187,7 @@ static PyObject *conv_fold(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_conv_fold(WASI_DATA(dx), dp.data, &conv, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_conv_fold(WASI_DATA(dx), dp.data, &conv, n_threads));
     return wasi_finish(status, dx, "conv_fold");
 }
 
@@ -216,9 +209,7 @@ static PyObject *max_pool_forward(PyObject *self, PyObject *args, PyObject *kwar
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_max_pool_forward(WASI_DATA(y), WASI_DATA(tap), x.data, &conv, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_max_pool_forward(WASI_DATA(y), WASI_DATA(tap), x.data, &conv, n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, y, tap) : wasi_raise(status, "max_pool_forward");
 done:
     Py_XDECREF(y);
@@ -245,9 +236,7 @@ static PyObject *max_pool_backward(PyObject *self, PyObject *args, PyObject *kwa
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_max_pool_backward(WASI_DATA(dx), dy.data, tap.data, &conv, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_max_pool_backward(WASI_DATA(dx), dy.data, tap.data, &conv, n_threads));
     return wasi_finish(status, dx, "max_pool_backward");
 }
 

@@ -26,10 +26,8 @@ static PyObject *embedding_forward(PyObject *self, PyObject *args, PyObject *kwa
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_embedding_forward(WASI_DATA(y), tokens.data, table.data, tokens.size, table.dim[0], table.dim[1],
-                                    n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_embedding_forward(WASI_DATA(y), tokens.data, table.data, tokens.size, table.dim[0],
+                                                table.dim[1], n_threads));
     if (status != WASI_ERR_RANGE)
         return wasi_finish(status, y, "embedding_forward");
     Py_DECREF(y);
@@ -52,10 +50,8 @@ static PyObject *embedding_backward(PyObject *self, PyObject *args, PyObject *kw
 
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_embedding_backward(dtable.data, dy.data, tokens.data, tokens.size, dtable.dim[0], dtable.dim[1],
-                                     n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_embedding_backward(dtable.data, dy.data, tokens.data, tokens.size, dtable.dim[0],
+                                                 dtable.dim[1], n_threads));
     if (status == WASI_ERR_RANGE)
         return wasi_raise_index(&tokens, dtable.dim[0], "tokens", "ids");
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "embedding_backward");
@@ -85,9 +81,8 @@ static PyObject *rope(PyObject *self, PyObject *args, PyObject *kwargs)
 
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_rope(x.data, cosines.data, sines.data, start, back, x.dim[0], x.dim[1], x.dim[2], x.dim[3], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_rope(x.data, cosines.data, sines.data, start, back, x.dim[0], x.dim[1], x.dim[2],
+                                   x.dim[3], n_threads));
     return status == WASI_OK ? Py_NewRef(x_obj) : wasi_raise(status, "rope");
 }
 

@@ -90,10 +90,10 @@ static PyObject *extract_patches(PyObject *self, PyObject *args, PyObject *kwarg
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = bytes ? wasi_extract_patches_u8(WASI_DATA(patches), images.data, scale, shift, B, C, S, p, n_threads)
-                   : wasi_extract_patches_f32(WASI_DATA(patches), images.data, B, C, S, p, n_threads);
-    Py_END_ALLOW_THREADS
+    if (bytes)
+        WASI_NO_GIL(status = wasi_extract_patches_u8(WASI_DATA(patches), images.data, scale, shift, B, C, S, p, n_threads));
+    else
+        WASI_NO_GIL(status = wasi_extract_patches_f32(WASI_DATA(patches), images.data, B, C, S, p, n_threads));
     return wasi_finish(status, patches, "extract_patches");
 }
 
@@ -118,9 +118,7 @@ static PyObject *fold_patches(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_fold_patches(WASI_DATA(images), patches.data, dims[0], C, g * p, p, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_fold_patches(WASI_DATA(images), patches.data, dims[0], C, g * p, p, n_threads));
     return wasi_finish(status, images, "fold_patches");
 }
 
@@ -146,10 +144,8 @@ static PyObject *assemble_tokens(PyObject *self, PyObject *args, PyObject *kwarg
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_assemble_tokens(WASI_DATA(tokens), rows.data, cls.data, pos.data, rows.dim[0], rows.dim[1],
-                                  rows.dim[2], cls.data != NULL, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_assemble_tokens(WASI_DATA(tokens), rows.data, cls.data, pos.data, rows.dim[0],
+                                              rows.dim[1], rows.dim[2], cls.data != NULL, n_threads));
     return wasi_finish(status, tokens, "assemble_tokens");
 }
 
@@ -182,10 +178,8 @@ static PyObject *assemble_tokens_backward(PyObject *self, PyObject *args, PyObje
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_assemble_tokens_backward(WASI_DATA(drows), dcls.data, dpos.data, dtokens.data, dims[0], dims[1],
-                                           dims[2], n_cls, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_assemble_tokens_backward(WASI_DATA(drows), dcls.data, dpos.data, dtokens.data, dims[0],
+                                                       dims[1], dims[2], n_cls, n_threads));
     return wasi_finish(status, drows, "assemble_tokens_backward");
 }
 
@@ -204,9 +198,7 @@ static PyObject *merge_patches(PyObject *self, PyObject *x_obj)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_merge_patches(WASI_DATA(y), x.data, x.dim[0], x.dim[1], x.dim[2], x.dim[3], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_merge_patches(WASI_DATA(y), x.data, x.dim[0], x.dim[1], x.dim[2], x.dim[3], n_threads));
     return wasi_finish(status, y, "merge_patches");
 }
 
@@ -223,9 +215,8 @@ static PyObject *merge_patches_backward(PyObject *self, PyObject *dy_obj)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_merge_patches_backward(WASI_DATA(dx), dy.data, dims[0], dims[1], dims[2], dims[3], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_merge_patches_backward(WASI_DATA(dx), dy.data, dims[0], dims[1], dims[2], dims[3],
+                                                     n_threads));
     return wasi_finish(status, dx, "merge_patches_backward");
 }
 

@@ -40,10 +40,8 @@ static PyObject *knapsack(PyObject *self, PyObject *args, PyObject *kwargs)
         goto done;
     double value = 0, weight = 0;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_knapsack(WASI_DATA(choice), &value, &weight, values.data, weights.data, first.data, n, limit,
-                           max_states, WASI_DATA(work));
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_knapsack(WASI_DATA(choice), &value, &weight, values.data, weights.data, first.data, n,
+                                       limit, max_states, WASI_DATA(work)));
     if (status == WASI_ERR_MEMORY)
         PyErr_Format(PyExc_MemoryError, "knapsack: the proof of optimality takes more than max_states = %zd sums",
                      max_states);

@@ -75,9 +75,7 @@ static PyObject *orthonormalize(PyObject *self, PyObject *args, PyObject *kwargs
         goto done;
     wasi_int rank = 0;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, orth, WASI_DATA(Q), &rank, A.data, m, k, WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, orth, WASI_DATA(Q), &rank, A.data, m, k, WASI_DATA(scratch), n_threads));
     result = status == WASI_OK ? Py_BuildValue("On", Q, (Py_ssize_t)rank)
                                : wasi_raise_for(status, "orthonormalize", &(wasi_named){"A", &A}, 1);
 done:
@@ -117,9 +115,7 @@ static PyObject *truncated_svd(PyObject *self, PyObject *args, PyObject *kwargs)
         (scratch = wasi_new_scratch(WASI_CALL(typenum, svd_exact_work, m, n))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, svd_exact, WASI_DATA(spectrum), A.data, m, n, WASI_DATA(scratch));
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, svd_exact, WASI_DATA(spectrum), A.data, m, n, WASI_DATA(scratch)));
     if (status != WASI_OK) {
         wasi_raise_for(status, "truncated_svd", &(wasi_named){"A", &A}, 1);
         goto done;
@@ -129,9 +125,7 @@ static PyObject *truncated_svd(PyObject *self, PyObject *args, PyObject *kwargs)
     if ((S = head(spectrum, K)) == NULL || (U = wasi_new_array(typenum, 2, (npy_intp[]){m, K})) == NULL ||
         (Vt = wasi_new_array(typenum, 2, (npy_intp[]){K, n})) == NULL)
         goto done;
-    Py_BEGIN_ALLOW_THREADS
-    WASI_CALL(typenum, svd_exact_take, WASI_DATA(U), WASI_DATA(Vt), m, n, K, WASI_DATA(scratch));
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(WASI_CALL(typenum, svd_exact_take, WASI_DATA(U), WASI_DATA(Vt), m, n, K, WASI_DATA(scratch)));
     result = PyTuple_Pack(3, U, S, Vt);
 done:
     Py_XDECREF(spectrum);
@@ -173,10 +167,8 @@ static PyObject *whitened_svd(PyObject *self, PyObject *args, PyObject *kwargs)
         (scratch = wasi_new_scratch(WASI_CALL(typenum, whiten_work, O, I, n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, whiten, WASI_DATA(spectrum), W.data, C.data, ridge, O, I, WASI_DATA(scratch),
-                       n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, whiten, WASI_DATA(spectrum), W.data, C.data, ridge, O, I,
+                                   WASI_DATA(scratch), n_threads));
     if (status != WASI_OK) {
         wasi_raise_for(status, "whitened_svd", inputs, 2);
         goto done;
@@ -186,10 +178,8 @@ static PyObject *whitened_svd(PyObject *self, PyObject *args, PyObject *kwargs)
     if ((L = wasi_new_array(typenum, 2, (npy_intp[]){O, K})) == NULL ||
         (R = wasi_new_array(typenum, 2, (npy_intp[]){K, I})) == NULL)
         goto done;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, whiten_take, WASI_DATA(L), WASI_DATA(R), W.data, O, I, K, WASI_DATA(scratch),
-                       n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, whiten_take, WASI_DATA(L), WASI_DATA(R), W.data, O, I, K, WASI_DATA(scratch),
+                                   n_threads));
     result = status == WASI_OK ? PyTuple_Pack(3, L, R, spectrum) : wasi_raise_for(status, "whitened_svd", inputs, 2);
 done:
     Py_XDECREF(spectrum);

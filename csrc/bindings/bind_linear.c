@@ -43,10 +43,8 @@ static PyObject *linear_forward(PyObject *self, PyObject *args, PyObject *kwargs
         (work = products_scratch(n_threads, &scratch)) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_linear_forward(WASI_DATA(y), x.data, W.data, b.data, wasi_rows_of(&x), W.dim[0], W.dim[1], scratch,
-                                 n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_linear_forward(WASI_DATA(y), x.data, W.data, b.data, wasi_rows_of(&x), W.dim[0], W.dim[1],
+                                             scratch, n_threads));
     result = status == WASI_OK ? Py_NewRef(y) : wasi_raise(status, "linear_forward");
 done:
     Py_XDECREF(y);
@@ -84,10 +82,8 @@ static PyObject *linear_backward(PyObject *self, PyObject *args, PyObject *kwarg
         (work = products_scratch(n_threads, &scratch)) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_linear_backward(dx ? WASI_DATA(dx) : NULL, dW.data, db.data, dy.data, x.data, W.data, M, W.dim[0],
-                                  W.dim[1], scratch, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_linear_backward(dx ? WASI_DATA(dx) : NULL, dW.data, db.data, dy.data, x.data, W.data, M,
+                                              W.dim[0], W.dim[1], scratch, n_threads));
     result = status == WASI_OK ? Py_NewRef(dx ? (PyObject *)dx : Py_None) : wasi_raise(status, "linear_backward");
 done:
     Py_XDECREF(dx);
@@ -128,10 +124,8 @@ static PyObject *factored_forward(PyObject *self, PyObject *args, PyObject *kwar
     if ((z = wasi_new_f32(x.ndim, dims)) == NULL || (work = products_scratch(n_threads, &scratch)) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_factored_forward(WASI_DATA(y), WASI_DATA(z), x.data, L.data, R.data, b.data, wasi_rows_of(&x),
-                                   L.dim[0], R.dim[1], L.dim[1], scratch, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_factored_forward(WASI_DATA(y), WASI_DATA(z), x.data, L.data, R.data, b.data,
+                                               wasi_rows_of(&x), L.dim[0], R.dim[1], L.dim[1], scratch, n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, y, z) : wasi_raise(status, "factored_forward");
 done:
     Py_XDECREF(y);
@@ -175,10 +169,9 @@ static PyObject *factored_backward(PyObject *self, PyObject *args, PyObject *kwa
     if (need_dx && (dx = wasi_out_array(out_obj, NPY_FLOAT32, dy.ndim, dims, "out")) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_factored_backward(dx ? WASI_DATA(dx) : NULL, WASI_DATA(gl), dL.data, dR.data, db.data, dy.data, x.data,
-                                    z.data, L.data, R.data, M, O, I, K, scratch, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_factored_backward(dx ? WASI_DATA(dx) : NULL, WASI_DATA(gl), dL.data, dR.data, db.data,
+                                                dy.data, x.data, z.data, L.data, R.data, M, O, I, K, scratch,
+                                                n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, dx ? (PyObject *)dx : Py_None, gl)
                                : wasi_raise(status, "factored_backward");
 done:

@@ -46,11 +46,10 @@ static PyObject *cross_entropy(PyObject *self, PyObject *args, PyObject *kwargs)
     double loss = 0;
     int64_t n_correct = 0;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_cross_entropy(&loss, &n_correct, dlogits ? WASI_DATA(dlogits) : NULL, logits.data,
-                                soft ? NULL : targets.data, soft ? targets.data : NULL, weights.data, (float)smoothing,
-                                logits.dim[0], logits.dim[1], WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_cross_entropy(&loss, &n_correct, dlogits ? WASI_DATA(dlogits) : NULL, logits.data, soft ?
+                                            NULL : targets.data, soft ? targets.data : NULL, weights.data,
+                                            (float)smoothing, logits.dim[0], logits.dim[1], WASI_DATA(work),
+                                            n_threads));
     if (status == WASI_ERR_RANGE)
         wasi_raise_index(&targets, logits.dim[1], "targets", "classes");
     else if (status != WASI_OK)

@@ -46,10 +46,8 @@ static PyObject *layer_norm_forward(PyObject *self, PyObject *args, PyObject *kw
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_layer_norm_forward(NULL, WASI_DATA(y), WASI_DATA(mean), WASI_DATA(rstd), x.data, NULL, w.data, b.data,
-                                     (float)eps, wasi_rows_of(&x), w.dim[0], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_layer_norm_forward(NULL, WASI_DATA(y), WASI_DATA(mean), WASI_DATA(rstd), x.data, NULL,
+                                                 w.data, b.data, (float)eps, wasi_rows_of(&x), w.dim[0], n_threads));
     result = status == WASI_OK ? PyTuple_Pack(3, y, mean, rstd) : wasi_raise(status, "layer_norm_forward");
 done:
     Py_XDECREF(y);
@@ -82,10 +80,9 @@ static PyObject *add_layer_norm_forward(PyObject *self, PyObject *args, PyObject
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_layer_norm_forward(WASI_DATA(s), WASI_DATA(y), WASI_DATA(mean), WASI_DATA(rstd), x.data, r.data,
-                                     w.data, b.data, (float)eps, wasi_rows_of(&x), w.dim[0], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_layer_norm_forward(WASI_DATA(s), WASI_DATA(y), WASI_DATA(mean), WASI_DATA(rstd), x.data,
+                                                 r.data, w.data, b.data, (float)eps, wasi_rows_of(&x), w.dim[0],
+                                                 n_threads));
     result = status == WASI_OK ? PyTuple_Pack(4, s, y, mean, rstd) : wasi_raise(status, "add_layer_norm_forward");
 done:
     Py_XDECREF(s);
@@ -114,10 +111,8 @@ static PyObject *layer_norm_apply(PyObject *self, PyObject *args, PyObject *kwar
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_layer_norm_apply(WASI_DATA(y), x.data, mean.data, rstd.data, w.data, b.data, wasi_rows_of(&x),
-                                   w.dim[0], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_layer_norm_apply(WASI_DATA(y), x.data, mean.data, rstd.data, w.data, b.data,
+                                               wasi_rows_of(&x), w.dim[0], n_threads));
     return wasi_finish(status, y, "layer_norm_apply");
 }
 
@@ -148,10 +143,9 @@ static PyObject *layer_norm_backward(PyObject *self, PyObject *args, PyObject *k
         (work = wasi_new_scratch(wasi_layer_norm_backward_work(w.dim[0], n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_layer_norm_backward(WASI_DATA(dx), dw.data, db.data, dy.data, x.data, mean.data, rstd.data, w.data,
-                                      add_to.data, wasi_rows_of(&x), w.dim[0], WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_layer_norm_backward(WASI_DATA(dx), dw.data, db.data, dy.data, x.data, mean.data,
+                                                  rstd.data, w.data, add_to.data, wasi_rows_of(&x), w.dim[0],
+                                                  WASI_DATA(work), n_threads));
     result = status == WASI_OK ? Py_NewRef(dx) : wasi_raise(status, "layer_norm_backward");
 done:
     Py_XDECREF(dx);
@@ -176,10 +170,8 @@ static PyObject *rms_norm_forward(PyObject *self, PyObject *args, PyObject *kwar
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_rms_norm_forward(WASI_DATA(y), WASI_DATA(rstd), x.data, w.data, (float)eps, wasi_rows_of(&x),
-                                   w.dim[0], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_rms_norm_forward(WASI_DATA(y), WASI_DATA(rstd), x.data, w.data, (float)eps,
+                                               wasi_rows_of(&x), w.dim[0], n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, y, rstd) : wasi_raise(status, "rms_norm_forward");
 done:
     Py_XDECREF(y);
@@ -204,9 +196,8 @@ static PyObject *rms_norm_apply(PyObject *self, PyObject *args, PyObject *kwargs
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_rms_norm_apply(WASI_DATA(y), x.data, rstd.data, w.data, wasi_rows_of(&x), w.dim[0], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_rms_norm_apply(WASI_DATA(y), x.data, rstd.data, w.data, wasi_rows_of(&x), w.dim[0],
+                                             n_threads));
     return wasi_finish(status, y, "rms_norm_apply");
 }
 
@@ -236,10 +227,8 @@ static PyObject *rms_norm_backward(PyObject *self, PyObject *args, PyObject *kwa
         (work = wasi_new_scratch(wasi_rms_norm_backward_work(w.dim[0], n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_rms_norm_backward(WASI_DATA(dx), dw.data, dy.data, x.data, rstd.data, w.data, add_to.data,
-                                    wasi_rows_of(&x), w.dim[0], WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_rms_norm_backward(WASI_DATA(dx), dw.data, dy.data, x.data, rstd.data, w.data, add_to.data,
+                                                wasi_rows_of(&x), w.dim[0], WASI_DATA(work), n_threads));
     result = status == WASI_OK ? Py_NewRef(dx) : wasi_raise(status, "rms_norm_backward");
 done:
     Py_XDECREF(dx);

@@ -32,10 +32,8 @@ static PyObject *sgd_update(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_sgd_update(param.data, buffer.data, grad.data, (float)lr, (float)momentum, (float)weight_decay,
-                             nesterov, (float)grad_scale, param.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_sgd_update(param.data, buffer.data, grad.data, (float)lr, (float)momentum,
+                                         (float)weight_decay, nesterov, (float)grad_scale, param.size, n_threads));
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "sgd_update");
 }
 
@@ -59,10 +57,8 @@ static PyObject *adamw_update(PyObject *self, PyObject *args, PyObject *kwargs)
         return PyErr_Format(PyExc_ValueError, "step: expected 1 or more, got %lld", step);
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_adamw_update(param.data, m.data, v.data, grad.data, lr, beta1, beta2, eps, weight_decay, step,
-                               (float)grad_scale, param.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_adamw_update(param.data, m.data, v.data, grad.data, lr, beta1, beta2, eps, weight_decay,
+                                           step, (float)grad_scale, param.size, n_threads));
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "adamw_update");
 }
 
@@ -77,9 +73,7 @@ static PyObject *sum_of_squares(PyObject *self, PyObject *argument)
     double sum = 0;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_sum_of_squares(&sum, x.data, x.size, WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_sum_of_squares(&sum, x.data, x.size, WASI_DATA(scratch), n_threads));
     Py_DECREF(scratch);
     return status == WASI_OK ? PyFloat_FromDouble(sum) : wasi_raise(status, "sum_of_squares");
 }
@@ -91,9 +85,7 @@ static PyObject *all_finite(PyObject *self, PyObject *argument)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_all_finite(x.data, x.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_all_finite(x.data, x.size, n_threads));
     return PyBool_FromLong(status == WASI_OK);
 }
 
@@ -109,9 +101,7 @@ static PyObject *scale_(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_scale(x.data, (float)a, x.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_scale(x.data, (float)a, x.size, n_threads));
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "scale_");
 }
 
@@ -128,9 +118,7 @@ static PyObject *axpy_(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_axpy(y.data, (float)a, x.data, y.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_axpy(y.data, (float)a, x.data, y.size, n_threads));
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "axpy_");
 }
 
@@ -149,9 +137,7 @@ static PyObject *add(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_add(WASI_DATA(out), x.data, y.data, x.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_add(WASI_DATA(out), x.data, y.data, x.size, n_threads));
     return wasi_finish(status, out, "add");
 }
 

@@ -70,10 +70,8 @@ static PyObject *quantize(PyObject *self, PyObject *args, PyObject *kwargs)
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_quantize(WASI_DATA(codes), s ? WASI_DATA(s) : NULL, WASI_DATA(r), WASI_DATA(c), W.data, O, I, group,
-                           bits, WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_quantize(WASI_DATA(codes), s ? WASI_DATA(s) : NULL, WASI_DATA(r), WASI_DATA(c), W.data, O,
+                                       I, group, bits, WASI_DATA(work), n_threads));
     result = status == WASI_OK ? PyTuple_Pack(4, codes, s ? (PyObject *)s : Py_None, r, c)
                                : wasi_raise(status, "quantize: W");
 done:
@@ -101,9 +99,7 @@ static PyObject *dequantize(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_dequantize(WASI_DATA(W), &Q, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_dequantize(WASI_DATA(W), &Q, n_threads));
     return wasi_finish(status, W, "dequantize");
 }
 
@@ -137,12 +133,11 @@ static PyObject *product(int forward, PyObject *in_obj, const char *in_name, con
         return NULL;
     }
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
     if (forward)
-        status = wasi_qgemm_forward(WASI_DATA(result), in.data, Q, b.data, add, exact, M, WASI_DATA(work), n_threads);
+        WASI_NO_GIL(status = wasi_qgemm_forward(WASI_DATA(result), in.data, Q, b.data, add, exact, M, WASI_DATA(work),
+                                                n_threads));
     else
-        status = wasi_qgemm_backward(WASI_DATA(result), in.data, Q, add, exact, M, WASI_DATA(work), n_threads);
-    Py_END_ALLOW_THREADS
+        WASI_NO_GIL(status = wasi_qgemm_backward(WASI_DATA(result), in.data, Q, add, exact, M, WASI_DATA(work), n_threads));
     Py_DECREF(work);
     return wasi_finish(status, result, forward ? "quant_forward" : "quant_backward");
 }

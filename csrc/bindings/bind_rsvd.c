@@ -39,9 +39,7 @@ static PyObject *frobenius_norm(PyObject *self, PyObject *args, PyObject *kwargs
         !wasi_need_matrix(A_obj, "A", &A, &typenum))
         return NULL;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, norm, &norm, A.data, A.size, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, norm, &norm, A.data, A.size, n_threads));
     return status == WASI_OK ? PyFloat_FromDouble(norm) : wasi_raise(status, "A");
 }
 
@@ -66,10 +64,8 @@ static PyObject *range_start(PyObject *self, PyObject *args, PyObject *kwargs)
     if (scratch == NULL)
         return NULL;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, range_start, V.data, Y.data, random, A.data, m, n, V.dim[1], alpha, seed,
-                       WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, range_start, V.data, Y.data, random, A.data, m, n, V.dim[1], alpha, seed,
+                                   WASI_DATA(scratch), n_threads));
     Py_DECREF(scratch);
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "range_start");
 }
@@ -109,10 +105,8 @@ static PyObject *range(PyObject *self, PyObject *args, PyObject *kwargs)
     if (scratch == NULL)
         return NULL;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, range, V.data, X.data, previous.data, W.data, A.data, m, n, &options,
-                       WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, range, V.data, X.data, previous.data, W.data, A.data, m, n, &options,
+                                   WASI_DATA(scratch), n_threads));
     Py_DECREF(scratch);
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "range");
 }
@@ -138,9 +132,8 @@ static PyObject *complement(PyObject *self, PyObject *args, PyObject *kwargs)
     if (scratch == NULL)
         return NULL;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, complement, X.data, V.data, V.dim[1], done, q, b, seed, WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, complement, X.data, V.data, V.dim[1], done, q, b, seed, WASI_DATA(scratch),
+                                   n_threads));
     Py_DECREF(scratch);
     return status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "complement");
 }
@@ -175,10 +168,8 @@ static PyObject *ritz(PyObject *self, PyObject *args, PyObject *kwargs)
         (scratch = wasi_new_scratch(bytes)) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, ritz, WASI_DATA(S), WASI_DATA(right), W.data, V.data, X.data, A.data, m, n, V.dim[1], K,
-                       alpha, WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, ritz, WASI_DATA(S), WASI_DATA(right), W.data, V.data, X.data, A.data, m, n,
+                                   V.dim[1], K, alpha, WASI_DATA(scratch), n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, S, right) : wasi_raise(status, "ritz");
 done:
     Py_XDECREF(S);
@@ -210,11 +201,10 @@ static PyObject *gram_range(PyObject *self, PyObject *args, PyObject *kwargs)
     PyArrayObject *scratch = wasi_new_scratch(WASI_CALL(typenum, gram_range_work, m, n, V.dim[1], n_threads));
     if (scratch == NULL)
         return NULL;
-    wasi_status status;
     bool useful = false;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, gram_range, V.data, &useful, A.data, m, n, &options, WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    wasi_status status;
+    WASI_NO_GIL(status = WASI_CALL(typenum, gram_range, V.data, &useful, A.data, m, n, &options, WASI_DATA(scratch),
+                                   n_threads));
     Py_DECREF(scratch);
     return status == WASI_OK ? PyBool_FromLong(useful) : wasi_raise(status, "gram_range");
 }
@@ -238,9 +228,8 @@ static PyObject *gram_svd(PyObject *self, PyObject *args, PyObject *kwargs)
         (scratch = wasi_new_scratch(WASI_CALL(typenum, gram_svd_work, m, n, n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, gram_svd, WASI_DATA(S), WASI_DATA(V), A.data, m, n, K, WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, gram_svd, WASI_DATA(S), WASI_DATA(V), A.data, m, n, K, WASI_DATA(scratch),
+                                   n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, S, V) : wasi_raise_for(status, "gram_svd", &(wasi_named){"A", &A}, 1);
 done:
     Py_XDECREF(S);
@@ -267,10 +256,8 @@ static PyObject *diff_norm(PyObject *self, PyObject *args, PyObject *kwargs)
     if (scratch == NULL)
         return NULL;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, diff_norm, &norm, A.data, U.data, S.data, Vt.data, m, n, K, WASI_DATA(scratch),
-                       n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, diff_norm, &norm, A.data, U.data, S.data, Vt.data, m, n, K,
+                                   WASI_DATA(scratch), n_threads));
     Py_DECREF(scratch);
     return status == WASI_OK ? PyFloat_FromDouble(norm) : wasi_raise(status, "diff_norm");
 }

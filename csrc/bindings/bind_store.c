@@ -15,9 +15,8 @@ static PyObject *store_rows(PyObject *self, PyObject *argument)
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_store_rows(WASI_DATA(codes), WASI_DATA(scale), WASI_DATA(offset), x.data, M, C, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_store_rows(WASI_DATA(codes), WASI_DATA(scale), WASI_DATA(offset), x.data, M, C,
+                                         n_threads));
     result = status == WASI_OK ? PyTuple_Pack(3, codes, scale, offset) : wasi_raise(status, "store_rows");
 done:
     Py_XDECREF(codes);
@@ -45,9 +44,8 @@ static PyObject *restore_rows(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = wasi_restore_rows(WASI_DATA(x), codes.data, scale.data, offset.data, M, codes.dim[codes.ndim - 1], n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = wasi_restore_rows(WASI_DATA(x), codes.data, scale.data, offset.data, M, codes.dim[codes.ndim -
+                                           1], n_threads));
     return wasi_finish(status, x, "restore_rows");
 }
 

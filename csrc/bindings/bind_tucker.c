@@ -56,9 +56,8 @@ static PyObject *mode_dot(PyObject *self, PyObject *args, PyObject *kwargs)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, mode_dot, WASI_DATA(out), A.data, M.data, trans, A.ndim, dim, mode, J, n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, mode_dot, WASI_DATA(out), A.data, M.data, trans, A.ndim, dim, mode, J,
+                                   n_threads));
     return wasi_finish(status, out, "mode_dot");
 }
 
@@ -81,10 +80,8 @@ static PyObject *mode_svd(PyObject *self, PyObject *args, PyObject *kwargs)
         (Z = wasi_new_array(NPY_FLOAT64, 2, (npy_intp[]){d, d})) == NULL || (scratch = wasi_new_scratch(bytes)) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, mode_svd, WASI_DATA(S), WASI_DATA(Z), A.data, A.ndim, dim, mode, WASI_DATA(scratch),
-                       n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, mode_svd, WASI_DATA(S), WASI_DATA(Z), A.data, A.ndim, dim, mode,
+                                   WASI_DATA(scratch), n_threads));
     result = status == WASI_OK ? PyTuple_Pack(2, S, Z) : wasi_raise_for(status, "mode_svd", &(wasi_named){"A", &A}, 1);
 done:
     Py_XDECREF(S);
@@ -186,10 +183,8 @@ static PyObject *asi_step(PyObject *self, PyObject *args, PyObject *kwargs)
         (scratch = wasi_new_scratch(WASI_CALL(typenum, asi_step_work, &shape, n_iter, n_threads))) == NULL)
         goto done;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, asi_step, WASI_DATA(core), (void *)f.data, warm, A.data, &shape, n_iter, seed,
-                       WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, asi_step, WASI_DATA(core), (void *)f.data, warm, A.data, &shape, n_iter,
+                                   seed, WASI_DATA(scratch), n_threads));
     result = status == WASI_OK ? Py_NewRef((PyObject *)core)
                                : wasi_raise_for(status, "asi_step", &(wasi_named){"A", &A}, 1);
 done:
@@ -233,10 +228,8 @@ static PyObject *matmul_tucker(PyObject *self, PyObject *args, PyObject *kwargs)
         goto done;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(typenum, matmul_tucker, dW.data, g.data, core.data, (void *)f.data, &shape, G, WASI_DATA(scratch),
-                       n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(typenum, matmul_tucker, dW.data, g.data, core.data, (void *)f.data, &shape, G,
+                                   WASI_DATA(scratch), n_threads));
     result = status == WASI_OK ? Py_NewRef(Py_None) : wasi_raise(status, "matmul_tucker");
 done:
     Py_XDECREF(f.tuple);

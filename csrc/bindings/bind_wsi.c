@@ -41,10 +41,8 @@ static PyObject *wsi_gradient_norm2(PyObject *self, PyObject *args, PyObject *kw
         goto done;
     double norm2;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(f.typenum, wsi_gradient_norm2, &norm2, WASI_DATA(Tri), f.L.data, f.R.data, f.dL.data, f.dR.data,
-                       O, I, K, WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(f.typenum, wsi_gradient_norm2, &norm2, WASI_DATA(Tri), f.L.data, f.R.data, f.dL.data,
+                                   f.dR.data, O, I, K, WASI_DATA(scratch), n_threads));
     const wasi_named inputs[] = {{"L", &f.L}, {"R", &f.R}, {"dL", &f.dL}, {"dR", &f.dR}};
     result = status == WASI_OK ? Py_BuildValue("dO", norm2, Tri)
                                : wasi_raise_for(status, "wsi_gradient_norm2", inputs, 4);
@@ -133,10 +131,8 @@ static PyObject *wsi_step(PyObject *self, PyObject *args, PyObject *kwargs)
     if (scratch == NULL)
         return NULL;
     wasi_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = WASI_CALL(f.typenum, wsi_step, f.L.data, f.R.data, mA.data, mB.data, vA.data, vB.data, Tri.data, f.dL.data,
-                       f.dR.data, &o, O, I, K, WASI_DATA(scratch), n_threads);
-    Py_END_ALLOW_THREADS
+    WASI_NO_GIL(status = WASI_CALL(f.typenum, wsi_step, f.L.data, f.R.data, mA.data, mB.data, vA.data, vB.data,
+                                   Tri.data, f.dL.data, f.dR.data, &o, O, I, K, WASI_DATA(scratch), n_threads));
     Py_DECREF(scratch);
     const wasi_named inputs[] = {{"L", &f.L}, {"R", &f.R}, {"dL", &f.dL}, {"dR", &f.dR},  {"mA", &mA},
                                  {"mB", &mB}, {"vA", &vA}, {"vB", &vB},   {"Tri", &Tri}};

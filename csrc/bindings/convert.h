@@ -98,6 +98,14 @@ PyArrayObject *wasi_out_array(PyObject *out, int typenum, int ndim, const npy_in
 PyArrayObject *wasi_out_in_place(PyObject *out, const wasi_array *x, const char *x_name, const wasi_array *y,
                                  const char *y_name);
 
+/* Executes a statement, the one kernel call of a binding, without the interpreter's lock. */
+#define WASI_NO_GIL(...)       \
+    do {                       \
+        Py_BEGIN_ALLOW_THREADS \
+        __VA_ARGS__;           \
+        Py_END_ALLOW_THREADS   \
+    } while (0)
+
 /* Sets the exception for a status; `where` names the operation. Returns NULL for convenience. */
 PyObject *wasi_raise(wasi_status status, const char *where);
 /* The exception for WASI_ERR_RANGE: names the first of the int64 `indices` that is not below `limit`; `what` they are. */
