@@ -14,6 +14,7 @@ from wasi.models.llama import Llama, LlamaConfig, random_arrays
 from wasi.models.llama_files import hugging_face_name, read_llama2c
 from wasi.models.methods import MethodOptions, apply_method
 from wasi.reference.llama import llama_logits
+from wasi.training.text import open_windows
 
 CONFIG = LlamaConfig(vocab_size=19, embed_dim=16, hidden_dim=24, depth=2, num_heads=4, num_kv_heads=2, max_length=32)
 SETTINGS = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 19, "hidden_size": 16,
@@ -88,6 +89,24 @@ def test_perplexity_is_that_of_the_twin(shared_data):
     assert wasi.models.perplexity(load_llama(path), tokens[:17], 16) == pytest.approx(want, rel=1e-5)
     with pytest.raises(ValueError, match="tokens: expected at least 17"):
         wasi.models.perplexity(load_llama(path), tokens[:16], 16)
+
+
+def test_a_whitened_start_keeps_more_of_a_published_decoder(shared_data, tmp_path):
+    """Held-out perplexity after truncation at three thresholds, both starts at the ranks of the plain one."""
+    path = shared_data("stories260k/stories260K.bin")
+    (tmp_path / "t.txt").write_text(shared_data("tinyshakespeare.txt").read_text()[:60_000])
+    splits = open_windows(tmp_path / "t.txt", wasi.load_tokenizer(shared_data("stories260k/tok512.bin")), 128)
+    calibration = [splits["train"].subset(32).batch(np.arange(32))]
+    held_out = np.concatenate([window[:-1] for window in splits["val"].tokens[:16]])
+    dense, lost = wasi.models.perplexity(load_llama(path), held_out, 128), []
+    for variance in (0.99, 0.95, 0.9):
+        plain = wasi.factorize(load_llama(path), variance, target_modules=("all",), verbose=False)
+        ranks = {layer.name: layer.rank for layer in plain.factorization}
+        whitened = wasi.factorize(load_llama(path), rank_pattern=ranks, whiten=calibration, target_modules=("all",),
+                                  verbose=False)
+        lost.append([wasi.models.perplexity(model, held_out, 128) / dense for model in (plain, whitened)])
+    assert all(whitened < plain for plain, whitened in lost) and max(whitened for _, whitened in lost) < 1.3
+    assert lost[0][0] < lost[1][0] < lost[2][0] > 2
 
 
 def test_generate_refuses_bad_input(shared_data):

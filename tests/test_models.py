@@ -8,8 +8,9 @@ from tables import relative_error
 
 import wasi
 from wasi.layers import ActivationPolicy
-from wasi.models import find_targets, load_model, save_model
+from wasi.models import WeightsError, find_targets, load_model, load_weights, save_model
 from wasi.models.methods import METHODS, MethodOptions, apply_method
+from wasi.models.weights import published_shape, write_tensors
 from wasi.profiling import Profile
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient, evaluate
@@ -172,6 +173,27 @@ def test_save_and_load_give_the_same_logits(rng, tmp_path, small, factored):
     assert extra == {"classes": ["a", "b"]} and again.config == model.config
     assert np.array_equal(model.forward(images), again.forward(images))
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@of_each("small, kernel", vit=("patch_embed.proj.weight",), swin=("patch_embed.proj.weight",), resnet=("layer2.0.conv1.weight",))
+def test_all_that_is_wrong_with_a_file_is_named_at_once(tmp_path, small, kernel):
+    """What is missing, no floating number, or of another shape, of as many numbers even; the model stays as it was."""
+    model = small.model()
+    before = {n: p.data.copy() for n, p in model.named_parameters()}
+    tensors = {n: published_shape(model, n, a) for n, a in before.items()}
+    missing, whole, short = [n for n in tensors if n.endswith("bias")][:3]
+    O, C, *window = tensors[kernel].shape
+    wrong = {missing: "missing", whole: "expected F32, F16, BF16, F64, got I64",
+             short: f"expected shape {tensors[short].shape}, got ({len(tensors[short]) - 1},)",
+             kernel: f"expected shape {(O, C, *window)}, got {(C, O, *window)}"}
+    tensors |= {whole: tensors[whole].astype(np.int64), short: tensors[short][:-1], kernel: tensors[kernel].swapaxes(0, 1)}
+    del tensors[missing]
+    write_tensors(tmp_path / "w.safetensors", tensors, {})
+    with pytest.raises(WeightsError) as error:
+        load_weights(model, tmp_path / "w.safetensors")
+    told = str(error.value).partition("does not fit the model: ")[2].split("; ")
+    assert sorted(told) == sorted(f"{name}: {what}" for name, what in wrong.items())
+    assert all(np.array_equal(p.data, before[n]) for n, p in model.named_parameters())
 
 
 @of_each("small, budget, options", swin=("2MiB", {"target_modules": ("all",)}), resnet=("4MiB", {}))

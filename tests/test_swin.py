@@ -11,6 +11,7 @@ from wasi.layers.compression import Compressed
 from wasi.models import load_weights, save_model
 from wasi.models.factorize import input_covariances
 from wasi.reference.swin import relative_bias
+from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
 
 NAME, SMALL = SWIN.name, SWIN.sizes
@@ -41,6 +42,25 @@ def test_logits_and_gradients_equal_pytorch(rng, torch, name, changes):
     assert set(want) == set(gradients_of(model))
     for n, g in gradients_of(model).items():
         assert relative_error(g, want[n].reshape(g.shape)) < 1e-4, n
+
+
+def test_the_loss_curve_is_pytorchs(rng, torch):
+    """Over 30 steps of SGD; of Swin-T in benchmarks/results/swin_curves.md."""
+    model = wasi.create_model(NAME, **SMALL)
+    twin = torch_twin(torch, model)
+    theirs, ours, prototypes = torch.optim.SGD(twin.parameters(), 0.1), Optimizer(model), rng.standard_normal((5, 3, 16, 16))
+    losses = []
+    for _ in range(30):
+        labels = rng.integers(0, 5, 8)
+        images = (prototypes[labels] + rng.standard_normal((8, 3, 16, 16))).astype(np.float32)
+        loss = torch.nn.functional.cross_entropy(twin(torch.from_numpy(images)), torch.from_numpy(labels))
+        loss.backward()
+        theirs.step()
+        theirs.zero_grad()
+        losses.append(loss.item())
+        assert accumulate_gradient(model, images, labels).loss == pytest.approx(losses[-1], rel=1e-4)
+        ours.step(0.1)
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_the_bias_table_is_read_as_published(rng):
@@ -174,8 +194,9 @@ def test_bad_sizes_are_refused_by_name(rng):
     with pytest.raises(ValueError, match=r"img_size: the 7 x 7 tokens of stage 3 cannot be merged 2 by 2 at 112 pixels"):
         create("swin_tiny_patch4_window7_224", img_size=112)
     assert create("swin_tiny_patch4_window7_224", img_size=256, window_size=8, seed=None).config.window_of(3) == 8
-    with pytest.raises(ValueError, match="window_size: expected at least 1, got 0"):
-        create(NAME, window_size=0)
+    for size in ("patch_size", "embed_dim", "window_size", "num_classes"):
+        with pytest.raises(ValueError, match=f"{size}: expected at least 1, got 0"):
+            create(NAME, **{size: 0})
     with pytest.raises(ValueError, match="num_heads: expected divisors of the stages' channels, got 5 for 64"):
         create(NAME, num_heads=(2, 5))
     with pytest.raises(ValueError, match="depths, num_heads: expected at least one block and its heads for each stage"):

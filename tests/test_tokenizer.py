@@ -3,6 +3,7 @@ import struct
 import pytest
 
 from wasi.models import TokenizerError, load_tokenizer
+from wasi.models.tokenizer import ByteTokenizer
 
 TEXTS = ["Once upon a time, there was a dog.", "  two  spaces\nand a line", "naïve Σ 語 \U0001f600", "", " x"]
 
@@ -20,6 +21,14 @@ def test_llama2c_ids(shared_data):
     assert tokenizer.encode("Once upon a time") == [1, 403, 407, 261, 378]
     assert tokenizer.encode("é", bos=False)[1:] == [3 + b for b in "é".encode()] or len(tokenizer.encode("é", bos=False)) == 2
     assert tokenizer.decode([1, 3 + 0xE2, 3 + 0x82]) == "\N{REPLACEMENT CHARACTER}"  # the start of a character
+
+
+def test_ids_of_another_tokenizer_are_refused(shared_data):
+    for tokenizer in (ByteTokenizer(), load_tokenizer(shared_data("stories260k/tok512.bin"))):
+        n = len(tokenizer)
+        for token in (n, -1):
+            with pytest.raises(TokenizerError, match=f"expected ids 0 to {n - 1}, got {token}: the model has another tokenizer"):
+                tokenizer.decode([5, token])
 
 
 def test_damaged_llama2c_files(shared_data, tmp_path):

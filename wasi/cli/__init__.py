@@ -37,7 +37,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def build_parser(argv):
     """The parser for a command line."""
-    parser = argparse.ArgumentParser(prog="wasi", description="Fine-tune, train and run transformers on a CPU in little memory.")
+    parser = argparse.ArgumentParser(prog="wasi", description="Fine-tune, train and run vision transformers, residual networks "
+                                     "and small decoders on a CPU in little memory.")
     parser.add_argument("--version", action="version", version=f"wasi {wasi.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():

@@ -40,10 +40,9 @@ class SwinConfig:
         if not self.depths or len(self.depths) != len(self.num_heads) or min(self.depths) < 1:
             raise ValueError("depths, num_heads: expected at least one block and its heads for each stage, "
                              f"got {self.depths} and {self.num_heads}")
-        if self.window_size < 1:
-            raise ValueError(f"window_size: expected at least 1, got {self.window_size}")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {self.num_classes}")
+        for name in ("patch_size", "embed_dim", "window_size", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.img_size % self.patch_size or self.img_size < self.patch_size:
             raise ValueError(f"img_size: expected a multiple of the patch size {self.patch_size}, got {self.img_size}")
         always = self.patch_size * self.window_size * 2 ** (len(self.depths) - 1)

@@ -95,7 +95,8 @@ class Llama2cTokenizer:
         return [token for token in ids if token is not None]
 
     def decode(self, ids):
-        """The text of ids; control tokens have none, damaged UTF-8 becomes U+FFFD."""
+        """The text of ids; control tokens have none, damaged UTF-8 becomes U+FFFD. Raises TokenizerError for ids of no token."""
+        _check_ids(ids, len(self))
         pieces = []
         for token in ids:
             if token in (0, self.bos, self.eos):
@@ -119,8 +120,15 @@ class ByteTokenizer:
         return ([self.bos] if bos else []) + [byte + 3 for byte in text.encode()]
 
     def decode(self, ids):
-        """The text of ids; control tokens have none, damaged UTF-8 becomes U+FFFD."""
+        """The text of ids; control tokens have none, damaged UTF-8 becomes U+FFFD. Raises TokenizerError for ids of no token."""
+        _check_ids(ids, len(self))
         return bytes(i - 3 for i in ids if i >= 3).decode(errors="replace")
+
+
+def _check_ids(ids, n):
+    for token in ids:
+        if not 0 <= token < n:
+            raise TokenizerError(f"tokenizer: expected ids 0 to {n - 1}, got {token}: the model has another tokenizer")
 
 
 class JsonTokenizer:

@@ -38,12 +38,13 @@ class ViTConfig:
     std: tuple = (0.5, 0.5, 0.5)
 
     def __post_init__(self):
+        for name in ("patch_size", "embed_dim", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.img_size % self.patch_size or self.img_size < self.patch_size:
             raise ValueError(f"img_size: expected a multiple of the patch size {self.patch_size}, got {self.img_size}")
-        if self.embed_dim % self.num_heads:
+        if self.num_heads < 1 or self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads: expected a divisor of embed_dim {self.embed_dim}, got {self.num_heads}")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {self.num_classes}")
 
     @property
     def grid(self):

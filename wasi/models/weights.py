@@ -27,6 +27,7 @@ FORMAT_VERSION = 1
 PARTIAL = ".part"  # ends the name of a file that is being written
 _DTYPES = {"float32": "F32", "float64": "F64", "int64": "I64", "uint8": "U8", "uint16": "U16"}
 _BIAS_TABLE = ".relative_position_bias_table"
+_PATCHES = "patch_embed.proj.weight"
 
 
 class WeightsError(ValueError):
@@ -142,7 +143,7 @@ def load_weights(model, path):
     resized bicubically; a head for another number of classes is skipped, so the model keeps its new one. Nothing is changed
     unless the whole file fits.
 
-    Raises WeightsError naming all tensors that are missing or have another shape; FileNotFoundError.
+    Raises WeightsError naming all tensors that are missing or have another shape or type; FileNotFoundError.
     """
     file = path if isinstance(path, TensorFile) else TensorFile(path)
     by_name = names_in_file(file.names, model.architecture)
@@ -154,11 +155,15 @@ def load_weights(model, path):
         if name not in by_name:
             wrong.append(f"{name}: missing")
             continue
-        got, want = file.shape(by_name[name]), parameter.data.shape
+        got, want, dtype = file.shape(by_name[name]), parameter.data.shape, file.dtype(by_name[name])
         if name in windows:
             k = windows[name].kernel
             want = (want[0], want[1] // k**2, k, k)
-        if got == want or (int(np.prod(got)) == int(np.prod(want)) and len(got) == 4 and len(want) == 2):
+        elif name == _PATCHES and len(got) == 4:
+            want = (want[0], 3, model.config.patch_size, model.config.patch_size)
+        if dtype not in TensorFile.READABLE:
+            wrong.append(f"{name}: expected {', '.join(TensorFile.READABLE)}, got {dtype}")
+        elif got == want:
             report.loaded.append(name)
         elif _is_resizable(name, got, want):
             report.resized.append(name)
@@ -230,7 +235,7 @@ def convolutions(model):
 
 def published_shape(model, name, array):
     """The array in the shape that published files have: kernels (O, C, k, k) of convolutions and of the patch projection."""
-    if name == "patch_embed.proj.weight":
+    if name == _PATCHES:
         p = model.config.patch_size
         return array.reshape(-1, 3, p, p)
     parent, _, last = name.rpartition(".")
