@@ -7,6 +7,7 @@ import pytest
 from tables import relative_error
 from test_training import Batches, small_model
 
+import wasi
 from wasi import linalg
 from wasi.models.methods import METHODS, MethodOptions, apply_method
 from wasi.training.ema import Snapshot, WeightAverage
@@ -110,6 +111,16 @@ def test_the_average_follows_ranks_and_comes_back(rng):
     with average.applied(), pytest.raises(RuntimeError, match="within"):
         raise RuntimeError("within")
     assert model.get_module(name).rank == 5
+
+
+def test_only_scratch_lies_in_the_arena():
+    model, arena = apply_method(small_model(), "wsi", MethodOptions(("mlp",), rank=8), verbose=False), wasi.Arena()
+    optimizer, average = Optimizer(model, "sgd"), WeightAverage(model, 0.99)
+    average.update(arena)
+    assert arena.stats()["n_blocks"] == 0 and arena.stats()["peak_bytes"] > 8 * 8 * (128 + 64)  # factors in float64
+    optimizer.shrink("blocks.0.mlp.fc1", 5)
+    average.update(arena)
+    assert arena.stats()["n_blocks"] == 0 and average.state_dict()[0]["L.blocks.0.mlp.fc1"].shape == (128, 5)
 
 
 def test_a_snapshot_gives_the_weights_back():

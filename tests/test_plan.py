@@ -56,6 +56,8 @@ def counted_after_steps(model, plan, batch, n_steps=2):
         with arena:
             accumulate_gradient(model, inputs, targets, plan.micro_batch, after=optimizer.after_backward(0.01))
             optimizer.step(0.01)
+        if average:
+            average.update(arena)
     held = count_bytes(model, optimizer, average)
     assert held["gradient_bytes"] == plan.gradient_bytes and held["optimizer_bytes"] == plan.optimizer_bytes
     assert held["average_bytes"] == plan.average_bytes

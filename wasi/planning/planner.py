@@ -243,8 +243,8 @@ def plan(model, batches, budget_bytes=None, target_error=None, method="wasi", ba
     averaged = sum(p.data.size for p in others if p.changes)
     weights = sum(p.data.nbytes for p in others) + sum(module.fixed_bytes for _, module in model.named_modules())
     samples, labels = batches[0]
-    problem = _Problem(model, layers, Probe(model, samples, labels, sites, rule), rule, batch_size, kept, weights, tuple(trained),
-                       averaged, ema, IMAGES_AHEAD * batch_size * samples[0].nbytes, budget)
+    problem = _Problem(model, layers, Probe(model, samples, labels, sites, rule, ema is not None), rule, batch_size, kept,
+                       weights, tuple(trained), averaged, ema, IMAGES_AHEAD * batch_size * samples[0].nbytes, budget)
     way, chosen, step = _solve(problem, ways, budget, target_error)
     return _as_plan(problem, way, chosen, step, method=method, mode=mode, start=start,
                     calibration=0 if start == "svd" else len(batches), budget_bytes=budget, target_error=target_error)

@@ -30,16 +30,16 @@ class StepBytes(NamedTuple):
 class Probe:
     """Measures steps of `model` on repetitions of one calibration batch; the model is as before after each.
 
-    sites: {name: Site} of the layers that a plan treats.
+    sites: {name: Site} of the layers that a plan treats. averaged: whether an average of the weights is kept.
     """
 
-    def __init__(self, model, images, labels, sites, rule):
+    def __init__(self, model, images, labels, sites, rule, averaged):
         self._model = model
         self._images, self._labels = images, labels
         self._sites = sites
-        self._rule = rule
+        self._rule, self._averaged = rule, averaged
         self._rng = np.random.default_rng(0)
-        self._known, self._steps = {}, {}
+        self._known, self._steps, self._means = {}, {}, {}
 
     def step(self, choices, way, limit=np.inf):
         """StepBytes of the Way's micro-batch. With compressed inputs or convolutions exact, where the extrapolated
@@ -64,8 +64,9 @@ class Probe:
         if missing:
             with _Dressed(self._model, self._sites, choices, way, self._rng):
                 for size in missing:
-                    self._known[*key, size] = (self._update_bytes(self._model, way) if size == "update" else
-                                               self._run(size, way, n_steps=2 if _compressed(choices) else 1))
+                    self._known[*key, size] = (
+                        max(self._update_bytes(self._model, way), self._average_bytes()) if size == "update" else
+                        self._run(size, way, n_steps=2 if _compressed(choices) else 1))
         return [self._known[*key, size] for size in sizes], self._known[*key, "update"]
 
     def flops(self, choices, way, batch_size):
@@ -141,8 +142,7 @@ class Probe:
     def _wsi_step_bytes(self, O, I, K):
         """What a step of factors of these sizes takes beside them."""
         if (O, I, K) not in self._steps:
-            L = linalg.orthonormalize(self._rng.standard_normal((O, K), np.float32))
-            R = self._rng.standard_normal((K, I), np.float32)
+            L, R = self._factors(O, I, K)
             state = linalg.WsiState(O, I, K, self._rule)
             dL, dR = np.zeros_like(L), np.zeros_like(R)
             arena = wasi.Arena()
@@ -150,6 +150,31 @@ class Probe:
                 linalg.wsi_step(L, R, dL, dR, 0.0, state=state)
             self._steps[O, I, K] = arena.stats()["peak_bytes"]
         return self._steps[O, I, K]
+
+    def _average_bytes(self):
+        """The scratch of taking the weights into their average: that of its largest update."""
+        if not self._averaged:
+            return 0
+        factored = [m for _, m in self._model.named_modules() if isinstance(m, FactoredLinear) and m.L.trainable]
+        of_factors = {id(p) for m in factored for p in (m.L, m.R)}
+        plain = [FLOAT * p.data.size for _, p in self._model.named_parameters() if p.changes and id(p) not in of_factors]
+        means = [self._wsi_mean_bytes(m.out_features, m.in_features, m.rank) for m in factored]
+        return max(plain + means, default=0)
+
+    def _wsi_mean_bytes(self, O, I, K):
+        """What a mean of factors of these sizes takes at most: of such as lie nowhere near each other."""
+        if (O, I, K) not in self._means:
+            both = *self._factors(O, I, K), *self._factors(O, I, K)
+            arena = wasi.Arena()
+            with arena:
+                linalg.wsi_mean(*both, 0.9)
+            self._means[O, I, K] = arena.stats()["peak_bytes"]
+        return self._means[O, I, K]
+
+    def _factors(self, O, I, K):
+        """Random ones: L orthonormal, R."""
+        L = linalg.orthonormalize(self._rng.standard_normal((O, K), np.float32))
+        return L, self._rng.standard_normal((K, I), np.float32)
 
 
 def _compressed(choices):

@@ -151,7 +151,7 @@ class AverageUpdate(Callback):
 
     def on_step_end(self, run):
         if run.progress.step % self._every == 0:
-            self._average.update()
+            self._average.update(run.arena)
 
 
 class Patience(Callback):

@@ -62,16 +62,22 @@ class WeightAverage:
         self._factor_means = {name: tuple(a.copy() for a in f.get()) for name, f in self._factors.items()}
         self.bounds = dict.fromkeys(self._factors, 0.0)  # Frobenius norm, by layer
 
-    def update(self):
-        """Takes the model's present weights in. Ranks follow those of the layers."""
+    def update(self, arena=None):
+        """Takes the model's present weights in. Ranks follow those of the layers.
+
+        arena: a wasi.Arena for what is needed meanwhile, or None; the averages themselves do not lie in it.
+        """
         d = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
-        for name, p in self._plain.items():
-            mean = self._means[name]
-            mean *= np.float32(d)
-            mean += np.float32(1 - d) * p.data
+        arena = arena or contextlib.nullcontext()
+        with arena:
+            for name, p in self._plain.items():
+                mean = self._means[name]
+                mean *= np.float32(d)
+                mean += np.float32(1 - d) * p.data
         for name, factors in self._factors.items():
-            *mean, dropped = linalg.wsi_mean(*self._factor_means[name], *factors.get(), d)
-            self._factor_means[name] = tuple(mean)
+            with arena:
+                *new, dropped = linalg.wsi_mean(*self._factor_means[name], *factors.get(), d)
+            self._factor_means[name] = tuple(_kept(a, b) for a, b in zip(self._factor_means[name], new))
             self.bounds[name] = d * self.bounds[name] + factors.scale * dropped
         self.n_updates += 1
 
@@ -140,6 +146,14 @@ class Snapshot:
                 p.data, p.grad, p.packed = self._data[name], None, None
         for name, factors in self._followed.items():
             model.get_module(name).factors = factors
+
+
+def _kept(array, new):
+    """What `new` holds, in the array that is there where it fits."""
+    if array.shape != new.shape:
+        return new.copy()
+    array[...] = new
+    return array
 
 
 def _is_trained(layer):

@@ -66,7 +66,7 @@ class TrainResult:
     peak_rss_above_start_bytes: int  # the same less what was resident when the run began
     planned_peak_bytes: int | None  # what the plan said of counted_peak_bytes
     counted_peak_bytes: int  # the most that arrays took at once in the first steps, weights and all
-    step_peak_bytes: int  # highest in arrays that steps made: activations and scratch, without weights and optimiser
+    step_peak_bytes: int  # highest in arrays that steps made: activations and scratch, without weights, optimiser, average
     parameters: int
     counted: dict  # bytes by kind, as `count_bytes` gives them at the end; saved_bytes: the most over the steps
     flops_per_image: float  # of a training step, by `model.training_flops`
@@ -93,7 +93,8 @@ class Run:
                                    groups=optimizer_groups(model, config.layer_lr_decay, config.param_groups))
         self.average = WeightAverage(model, config.ema) if config.ema else None
         # Gradients too: with gradient_bits or layerwise they are made in the steps.
-        self.arena = wasi.Arena(plan and (plan.gradient_bytes + plan.saved_bytes + plan.scratch_bytes) * 3 // 2 + 2**20)
+        sized = plan and (plan.ema or not config.ema)  # by a plan that knows of an average, where there is one
+        self.arena = wasi.Arena((plan.gradient_bytes + plan.saved_bytes + plan.scratch_bytes) * 3 // 2 + 2**20 if sized else None)
         self.step_seconds, self.epoch_start, self.best_weights = [], None, None
         self.batch = self.lr = self.grad_norm = self.seconds = self.counted_bytes = self.val = None
 
