@@ -188,10 +188,12 @@ def test_all_that_is_wrong_with_a_file_is_named_at_once(tmp_path, small, kernel)
              kernel: f"expected shape {(O, C, *window)}, got {(C, O, *window)}"}
     tensors |= {whole: tensors[whole].astype(np.int64), short: tensors[short][:-1], kernel: tensors[kernel].swapaxes(0, 1)}
     del tensors[missing]
+    tensors |= {"their.weight": tensors[whole], "their.bias": tensors[whole]}
     write_tensors(tmp_path / "w.safetensors", tensors, {})
     with pytest.raises(WeightsError) as error:
         load_weights(model, tmp_path / "w.safetensors")
-    told = str(error.value).partition("does not fit the model: ")[2].split("; ")
+    *told, other = str(error.value).partition("does not fit the model: ")[2].split("; ")
+    assert other == "2 tensors of other names, such as their.bias"
     assert sorted(told) == sorted(f"{name}: {what}" for name, what in wrong.items())
     assert all(np.array_equal(p.data, before[n]) for n, p in model.named_parameters())
 

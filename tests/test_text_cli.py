@@ -1,9 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 from test_text import write_sentences
 
+import wasi
 from wasi.cli import main
+from wasi.cli.texts import check_texts
+from wasi.training.text import TokenSet
 
 
 @pytest.mark.parametrize("method", ["dense", "qwasi"])
@@ -58,7 +62,26 @@ def test_the_last_layers_of_published_weights(tmp_path, shared_data, capsys):
     assert "last_layers: expected 0 to 5, got 6" in capsys.readouterr().err
 
 
+def test_texts_that_do_not_fit_the_model_are_refused_before_a_run_begins(tmp_path, shared_data, capsys):
+    model = wasi.create_model("llama_micro", vocab_size=100, max_length=8)
+    good = TokenSet([np.arange(9)]), TokenSet([np.arange(8), np.zeros(0, np.int64)], [0, 0], ["a"])
+    check_texts(model, *good)
+    for bad, text in ((TokenSet([np.arange(10)]), "--length: expected at most the 8 tokens of the .*, got texts of 9"),
+                      (TokenSet([np.arange(9)], [0], ["a"]), "--length: expected at most the 8 tokens"),
+                      (TokenSet([np.array([99, 100])], [0], ["a"]), "whose ids are 0 to 99, got texts with 100")):
+        with pytest.raises(ValueError, match=text):
+            check_texts(model, *good, bad)
+    weights, tokenizer = (str(shared_data(f"stories260k/{name}")) for name in ("stories260K.bin", "tok512.bin"))
+    (tmp_path / "t.txt").write_text("to be or not to be, that is the question\n" * 400)
+    words = ["--task", "lm", "--data", str(tmp_path / "t.txt"), "--tokenizer", tokenizer, "--length", "513"]
+    train = ["train", *words, "--weights", weights, "--method", "dense", "--out", str(tmp_path / "run")]
+    for command in (train, train, ["evaluate", weights, *words], ["plan", *words, "--weights", weights, "--budget", "1GiB"]):
+        assert main(command) == 2
+        assert "--length: expected at most the 512 tokens of the model's context, got texts of 513" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words, text", [
+    (["--weights", "model.bin"], "--weights: expected a safetensors file, got model.bin; a decoder takes --task text-classif"),
     (["--task", "lm"], "--data: expected a text file for --task lm, got none"),
     (["--task", "text-classification"], "--data: expected a folder with train.tsv"),
     (["--task", "lm", "--data", "t", "--img-size", "32"], "--img-size: not an option of --task lm"),

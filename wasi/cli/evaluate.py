@@ -2,9 +2,8 @@
 
 import math
 
-from wasi.cli import options
+from wasi.cli import options, texts
 from wasi.cli.models import model_file
-from wasi.cli.texts import open_decoder
 from wasi.models import load_model
 from wasi.training.data import Loader, Transform
 from wasi.training.runlog import write_confusion
@@ -16,7 +15,7 @@ def run(args):
     options.set_machine(args)
     is_text = args.task != "image-classification"
     path = args.model if is_text else model_file(args.model)
-    model, extra = open_decoder(path) if is_text else load_model(path)
+    model, extra = texts.open_decoder(path) if is_text else load_model(path)
     if is_text != (model.architecture == "llama"):
         raise ValueError(f"--task: the model is a {model.architecture}, which is not for {args.task}")
     if is_text and (model.config.num_classes is None) != (args.task == "lm"):
@@ -29,6 +28,8 @@ def run(args):
         if is_text or not set(dataset.classes) <= set(classes):
             raise ValueError(f"--data: expected the model's classes {', '.join(classes)}, got {', '.join(dataset.classes)}")
         dataset = dataset.with_classes(classes)
+    if is_text:
+        texts.check_texts(model, dataset)
     print(f"{len(dataset):,} samples: {what}", flush=True)
     batch_size = min(options.batch_size_of(args), len(dataset))
     loader = (TokenLoader(dataset, batch_size) if is_text else

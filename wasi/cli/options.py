@@ -100,11 +100,14 @@ def tell_problems(dataset, first=0):
     return len(known)
 
 
-def make_model(args, classes):
+def make_model(args, train_set, val_set):
     """The dense model to start from."""
     if args.task != "image-classification":
-        return texts.make_decoder(args, classes)
-    model = create_model(model_name(args), num_classes=len(classes), img_size=args.img_size, weights=args.weights, seed=args.seed)
+        return texts.make_decoder(args, train_set, val_set)
+    if args.weights and (Path(args.weights).is_dir() or args.weights.endswith(".bin")):
+        raise ValueError(f"--weights: expected a safetensors file, got {args.weights}; a decoder takes "
+                         "--task text-classification or lm")
+    model = create_model(model_name(args), len(train_set.classes), args.img_size, args.weights, args.seed)
     if model.architecture == "llama":
         raise ValueError(f"--model: {args.model} takes text; expected --task text-classification or lm")
     return model

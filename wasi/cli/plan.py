@@ -18,7 +18,7 @@ def run(args):
         raise ValueError(f"--out: expected a file in a folder that exists, got {args.out!r}")
     train_set, val_set = options.open_data(args)
     print(options.describe_data(args, train_set, val_set), flush=True)
-    model = options.make_model(args, train_set.classes)
+    model = options.make_model(args, train_set, val_set)
     freeze_parameters(model, options.frozen(args))
     batches = options.planning_batches(args, train_set, model)
     kind, momentum = options.optimizer_of(args, args.task != "image-classification")

@@ -103,19 +103,37 @@ def decoder_name(args):
     return args.model or (Path(args.weights).name if args.weights else "llama_micro")
 
 
-def make_decoder(args, classes):
-    """The model of --weights, or a new one of --model whose vocabulary is the tokenizer's."""
-    num_classes = None if args.task == "lm" else len(classes)
+def make_decoder(args, train_set, val_set):
+    """The model of --weights, or a new one of --model whose vocabulary is the tokenizer's. Raises ValueError where texts do not
+    fit it.
+    """
+    num_classes = None if args.task == "lm" else len(train_set.classes)
     if args.weights:
-        return wasi.load_llama(args.weights, num_classes, args.last_layers, args.seed)
+        model = wasi.load_llama(args.weights, num_classes, args.last_layers, args.seed)
+        check_texts(model, train_set, val_set)
+        return model
     name = decoder_name(args)
     if name not in LLAMA_CONFIGS:
         raise ValueError(f"--model: expected one of {', '.join(LLAMA_CONFIGS)} for --task {args.task}, got {name!r}")
     vocabulary = len(open_tokenizer(args.tokenizer, None))
     model = wasi.create_model(name, num_classes, seed=args.seed, vocab_size=vocabulary)
+    check_texts(model, train_set, val_set)
     if args.last_layers is not None:
         model.train_last(args.last_layers)
     return model
+
+
+def check_texts(model, *datasets):
+    """Raises ValueError, naming the option, for texts that are longer than a decoder's context or not of its vocabulary."""
+    context, vocabulary = model.config.max_length, model.config.vocab_size
+    for dataset in datasets:
+        longest = max(map(len, dataset.tokens)) - (dataset.labels is None)  # the last of a window is only predicted
+        largest = max(int(tokens.max(initial=0)) for tokens in dataset.tokens)
+        if longest > context:
+            raise ValueError(f"--length: expected at most the {context} tokens of the model's context, got texts of {longest}")
+        if largest >= vocabulary:
+            raise ValueError(f"--tokenizer: expected that of the model, whose ids are 0 to {vocabulary - 1}, got texts with "
+                             f"{largest}")
 
 
 def longest_batches(dataset, n, settings):

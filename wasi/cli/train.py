@@ -95,7 +95,7 @@ def train_one(args, method, out, plan=None, resume=False):
     release_freed()
     data_rss = rss_bytes()
     name = options.model_name(args)
-    model = checkpoint.empty_model() if checkpoint else options.make_model(args, train_set.classes)
+    model = checkpoint.empty_model() if checkpoint else options.make_model(args, train_set, val_set)
     train_loader, val_loader = options.make_loaders(args, train_set, val_set, model)
     if not checkpoint:
         freeze_parameters(model, options.frozen(args))

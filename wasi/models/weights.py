@@ -172,7 +172,8 @@ def load_weights(model, path):
         else:
             wrong.append(f"{name}: expected shape {want}, got {got}")
     if wrong:
-        raise WeightsError(f"weights: {file.path.name} does not fit the model: " + "; ".join(wrong))
+        other = f"; {len(report.unused)} tensors of other names, such as {report.unused[0]}" if report.unused else ""
+        raise WeightsError(f"weights: {file.path.name} does not fit the model: {'; '.join(wrong)}{other}")
     for name in report.loaded + report.resized:
         array = file.read(by_name[name])
         if name in windows:
