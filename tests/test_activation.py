@@ -149,7 +149,7 @@ def test_bad_input_is_refused_by_name(rng):
     h = np.zeros((4, 6), np.float32)
     with pytest.raises(TypeError, match="h: expected a float32 array, got float64 array"):
         ops.gelu(h.astype(float))
-    with pytest.raises(ValueError, match=r"dy: expected shape \(4, 6\) \(that of h\)"):
+    with pytest.raises(ValueError, match=r"h: expected shape \(3, 6\) \(that of dy\)"):
         ops.silu_backward(h[:3], h)
     with pytest.raises(ValueError, match=r"out.shape\[0\]: expected 4"):
         ops.silu(h, out=np.zeros((3, 6), np.float32))

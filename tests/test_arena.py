@@ -106,6 +106,25 @@ def test_other_threads_allocate_elsewhere():
     assert arena.stats()["n_blocks"] == 0 and made[0].size == 1000
 
 
+def test_threads_within_one_arena_get_back_the_handlers_that_each_had():
+    outer, shared, entered, leave = wasi.Arena(MIB), wasi.Arena(MIB), threading.Event(), threading.Event()
+
+    def stay():
+        with shared:
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=stay)
+    with outer:
+        with shared:
+            thread.start()
+            entered.wait()
+        a = np.empty(1000)
+        leave.set()
+        thread.join()
+    assert a.size and outer.stats()["n_blocks"] == 1 and shared.stats()["n_blocks"] == 0
+
+
 def test_trim_gives_pages_back():
     from wasi.training.memory import rss_bytes
 

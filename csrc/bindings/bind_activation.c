@@ -11,9 +11,11 @@ static int need_bits(int bits)
     return 0;
 }
 
-typedef wasi_status (*forward_kernel)(float *, const float *, wasi_int, int);
+/* What stands over kernels/elementwise.h: a result of the shape of one array, or of two. */
 
-static PyObject *forward(PyObject *args, PyObject *kwargs, const char *format, const char *where, forward_kernel kernel)
+typedef wasi_status (*map_kernel)(float *, const float *, wasi_int, int);
+
+static PyObject *map(PyObject *args, PyObject *kwargs, const char *format, const char *where, map_kernel kernel)
 {
     static char *names[] = {"h", "out", NULL};
     PyObject *h_obj, *out_obj = Py_None;
@@ -32,47 +34,48 @@ static PyObject *forward(PyObject *args, PyObject *kwargs, const char *format, c
     return wasi_finish(status, g, where);
 }
 
-typedef wasi_status (*backward_kernel)(float *, const float *, const float *, wasi_int, int);
+typedef wasi_status (*map2_kernel)(float *, const float *, const float *, wasi_int, int);
 
-static PyObject *backward(PyObject *args, PyObject *kwargs, const char *format, const char *where,
-                          backward_kernel kernel)
+static PyObject *map2(PyObject *args, PyObject *kwargs, const char *format, char **names, const char *where,
+                      map2_kernel kernel)
 {
-    static char *names[] = {"dy", "h", "out", NULL};
-    PyObject *dy_obj, *h_obj, *out_obj = Py_None;
-    wasi_array dy, h;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &dy_obj, &h_obj, &out_obj))
+    PyObject *first_obj, *second_obj, *out_obj = Py_None;
+    wasi_array first, second;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &first_obj, &second_obj, &out_obj))
         return NULL;
-    if (!wasi_need_f32(h_obj, -1, "h", &h) || !wasi_need_f32(dy_obj, -1, "dy", &dy) ||
-        !wasi_need_same_shape(&dy, "dy", &h, "h"))
+    if (!wasi_need_f32(first_obj, -1, names[0], &first) || !wasi_need_f32(second_obj, -1, names[1], &second) ||
+        !wasi_need_same_shape(&second, names[1], &first, names[0]))
         return NULL;
 
-    PyArrayObject *dh = wasi_out_in_place(out_obj, &dy, "dy", &h, "h");
-    if (dh == NULL)
+    PyArrayObject *out = wasi_out_in_place(out_obj, &first, names[0], &second, names[1]);
+    if (out == NULL)
         return NULL;
     int n_threads = wasi_get_num_threads();
     wasi_status status;
-    WASI_NO_GIL(status = kernel(WASI_DATA(dh), dy.data, h.data, h.size, n_threads));
-    return wasi_finish(status, dh, where);
+    WASI_NO_GIL(status = kernel(WASI_DATA(out), first.data, second.data, first.size, n_threads));
+    return wasi_finish(status, out, where);
 }
+
+static char *gradient_names[] = {"dy", "h", "out", NULL};
 
 static PyObject *gelu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    return forward(args, kwargs, "O|O:gelu_forward", "gelu_forward", wasi_gelu_forward);
+    return map(args, kwargs, "O|O:gelu_forward", "gelu_forward", wasi_gelu_forward);
 }
 
 static PyObject *gelu_backward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    return backward(args, kwargs, "OO|O:gelu_backward", "gelu_backward", wasi_gelu_backward);
+    return map2(args, kwargs, "OO|O:gelu_backward", gradient_names, "gelu_backward", wasi_gelu_backward);
 }
 
 static PyObject *silu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    return forward(args, kwargs, "O|O:silu_forward", "silu_forward", wasi_silu_forward);
+    return map(args, kwargs, "O|O:silu_forward", "silu_forward", wasi_silu_forward);
 }
 
 static PyObject *silu_backward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    return backward(args, kwargs, "OO|O:silu_backward", "silu_backward", wasi_silu_backward);
+    return map2(args, kwargs, "OO|O:silu_backward", gradient_names, "silu_backward", wasi_silu_backward);
 }
 
 static PyObject *bias_gelu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -152,21 +155,7 @@ static PyObject *gelu_decode_backward(PyObject *self, PyObject *args, PyObject *
 static PyObject *swiglu_forward(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"a", "b", "out", NULL};
-    PyObject *a_obj, *b_obj, *out_obj = Py_None;
-    wasi_array a, b;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:swiglu_forward", names, &a_obj, &b_obj, &out_obj))
-        return NULL;
-    if (!wasi_need_f32(a_obj, -1, "a", &a) || !wasi_need_f32(b_obj, -1, "b", &b) ||
-        !wasi_need_same_shape(&b, "b", &a, "a"))
-        return NULL;
-
-    PyArrayObject *g = wasi_out_in_place(out_obj, &a, "a", &b, "b");
-    if (g == NULL)
-        return NULL;
-    int n_threads = wasi_get_num_threads();
-    wasi_status status;
-    WASI_NO_GIL(status = wasi_swiglu_forward(WASI_DATA(g), a.data, b.data, a.size, n_threads));
-    return wasi_finish(status, g, "swiglu_forward");
+    return map2(args, kwargs, "OO|O:swiglu_forward", names, "swiglu_forward", wasi_swiglu_forward);
 }
 
 static PyObject *swiglu_backward(PyObject *self, PyObject *args, PyObject *kwargs)

@@ -1,7 +1,8 @@
 /* wasi.Arena: a NumPy memory handler (NEP 49) over common/arena.c.
  *
  * While `with arena:` is active in a context, every array that NumPy or wasi makes there lives in the
- * arena, scratch included. An array keeps the handler, hence the arena, alive: it may outlive the `with`. */
+ * arena, scratch included. An array keeps the handler, hence the arena, alive: it may outlive the `with`.
+ * Several threads may be within one arena at a time. */
 #include "bindings/tables.h"
 
 #include <string.h>
@@ -51,7 +52,7 @@ static void handler_delete(PyObject *capsule)
 typedef struct {
     PyObject_HEAD
     PyObject *handler;  /* the capsule that NumPy's arrays refer to; owns the wasi_arena */
-    PyObject *previous; /* a list: the handlers that nested `with` blocks replaced */
+    PyObject *previous; /* a list: (thread, handler that a `with` block of it replaced), in the order of entering */
 } ArenaObject;
 
 static wasi_arena *arena_of(ArenaObject *self)
@@ -130,22 +131,34 @@ static PyObject *arena_enter(ArenaObject *self, PyObject *unused)
     PyObject *before = PyDataMem_SetHandler(self->handler);
     if (before == NULL)
         return NULL;
-    int failed = PyList_Append(self->previous, before);
+    PyObject *entry = Py_BuildValue("kO", PyThread_get_thread_ident(), before);
+    int failed = entry == NULL || PyList_Append(self->previous, entry) < 0;
     if (failed)
         Py_XDECREF(PyDataMem_SetHandler(before));
+    Py_XDECREF(entry);
     Py_DECREF(before);
     return failed ? NULL : Py_NewRef((PyObject *)self);
 }
 
+/* The place of this thread's last entry, -1 where it has none. */
+static Py_ssize_t last_entry(ArenaObject *self)
+{
+    unsigned long thread = PyThread_get_thread_ident();
+    Py_ssize_t i = PyList_GET_SIZE(self->previous) - 1;
+    while (i >= 0 && PyLong_AsUnsignedLong(PyTuple_GET_ITEM(PyList_GET_ITEM(self->previous, i), 0)) != thread)
+        i--;
+    return i;
+}
+
 static PyObject *arena_exit(ArenaObject *self, PyObject *unused)
 {
-    Py_ssize_t n = PyList_GET_SIZE(self->previous);
-    if (n == 0) {
+    Py_ssize_t i = last_entry(self);
+    if (i < 0) {
         PyErr_SetString(PyExc_RuntimeError, "Arena: left without having been entered");
         return NULL;
     }
-    PyObject *replaced = PyDataMem_SetHandler(PyList_GET_ITEM(self->previous, n - 1));
-    if (replaced == NULL || PyList_SetSlice(self->previous, n - 1, n, NULL) < 0) {
+    PyObject *replaced = PyDataMem_SetHandler(PyTuple_GET_ITEM(PyList_GET_ITEM(self->previous, i), 1));
+    if (replaced == NULL || PyList_SetSlice(self->previous, i, i + 1, NULL) < 0) {
         Py_XDECREF(replaced);
         return NULL;
     }

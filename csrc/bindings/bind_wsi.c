@@ -98,7 +98,7 @@ static PyObject *wsi_step(PyObject *self, PyObject *args, PyObject *kwargs)
                             "vB",       "Tri",   NULL};
     PyObject *L, *R, *dL, *dR, *mA_obj = Py_None, *mB_obj = Py_None, *vA_obj = Py_None, *vB_obj = Py_None;
     PyObject *Tri_obj = Py_None;
-    wasi_wsi_options o = {WASI_WSI_SGD, 0, 1, 0, 0.9, 0.9, 0.999, 1e-8, 1};
+    wasi_wsi_options o = {.grad_scale = 1, .momentum = 0.9, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8};
     long long step = 1;
     int rule;
     factors f;

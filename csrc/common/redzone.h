@@ -1,7 +1,8 @@
 /* Bytes that nobody may touch, between the pieces of scratch memory and behind the blocks of an arena.
  *
- * In builds with AddressSanitizer (WASI_SANITIZE=address) touching them ends the process with a report of the line. In builds with
- * WASI_DEBUG=1 alone an arena looks, when a block is freed, whether its red zone was written to. In others there are none. */
+ * In builds with AddressSanitizer (WASI_SANITIZE=address) touching them ends the process with a report of the
+ * line. In builds with WASI_DEBUG=1 alone an arena looks, when a block is freed, whether its red zone was
+ * written to. In others there are none. */
 #ifndef WASI_COMMON_REDZONE_H
 #define WASI_COMMON_REDZONE_H
 

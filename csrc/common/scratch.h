@@ -1,7 +1,8 @@
 /* One block of scratch memory, cut into 64-byte-aligned pieces.
  *
  * A kernel f() that needs scratch has a twin f_work() that returns its bytes; the caller passes one
- * block of at least that size. Both go through the same cuts, so they cannot disagree:
+ * block of at least that size, `work` (`scratch` where work is what LAPACK wants). Both go through the
+ * same cuts, so they cannot disagree:
  *
  *     wasi_scratch s = wasi_scratch_on(block);     or wasi_scratch_count() in f_work()
  *     float *a = wasi_take(&s, m * k * sizeof(float));

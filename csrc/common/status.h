@@ -1,7 +1,11 @@
-/* Types, status codes and the error convention that every C source of wasi shares.
+/* Types, status codes and the conventions that every C source of wasi shares.
  *
  * A function that can fail returns a wasi_status; WASI_TRY passes a failure up. One table
- * (bindings/convert.c) turns a status into a Python exception. Kernels never allocate. */
+ * (bindings/convert.c) turns a status into a Python exception.
+ *
+ * Kernels, where their header does not say otherwise: arrays are row-major, contiguous and not checked, bindings have done
+ * that; parameter gradients add to what they hold, all else that is written is overwritten, and shares no memory with any
+ * other argument. Kernels never allocate: see scratch.h. */
 #ifndef WASI_COMMON_STATUS_H
 #define WASI_COMMON_STATUS_H
 

@@ -31,7 +31,7 @@ wasi_status wasi_batch_norm_forward(float *y, uint8_t *mask, const float *x, con
                                     int n_threads);
 
 /* relu: one straight after the norm. of_batch: mean and rstd are those of x. dw and db add, each may be NULL. dx may be the
- * very memory of dy. `work`: wasi_batch_norm_work() bytes. */
+ * very memory of dy or x. `work`: wasi_batch_norm_work() bytes. */
 wasi_status wasi_batch_norm_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const float *mean,
                                      const float *rstd, const float *w, const float *b, bool relu, bool of_batch, wasi_int M,
                                      wasi_int C, void *work, int n_threads);

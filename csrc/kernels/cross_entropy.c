@@ -20,7 +20,6 @@ typedef struct {
     wasi_int V;
 } loss_job;
 
-/* Both the kernel and its _work twin cut the scratch here */
 static size_t cut(wasi_scratch *s, loss_job *job, wasi_int B, wasi_int V, int n_threads)
 {
     job->row_loss = wasi_take(s, (size_t)B * sizeof(double));

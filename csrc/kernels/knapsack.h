@@ -14,8 +14,8 @@
  * values, weights: the choices of all groups one after another; group g has those from first[g] up to first[g + 1], at
  * least one; first[0] = 0.
  * WASI_ERR_RANGE: nothing fits; then *weight is the least possible sum and *value what it costs, `choice` the choices.
- * WASI_ERR_NONFINITE: a number is negative or NaN, or a sum is not finite. WASI_ERR_MEMORY: the proof of optimality would take more than
- * max_states (1 to 2^31 - 1) partial sums. `work` has wasi_knapsack_work(n, first[n], max_states) bytes. */
+ * WASI_ERR_NONFINITE: a number is negative or NaN, or a sum is not finite. WASI_ERR_MEMORY: the proof of optimality would
+ * take more than max_states (1 to 2^31 - 1) partial sums. `work` has wasi_knapsack_work(n, first[n], max_states) bytes. */
 wasi_status wasi_knapsack(int32_t *choice, double *value, double *weight, const double *values, const double *weights,
                           const int64_t *first, wasi_int n, double limit, wasi_int max_states, void *work);
 size_t wasi_knapsack_work(wasi_int n, int64_t n_choices, wasi_int max_states);

@@ -4,7 +4,8 @@
  * an O x I array: its gradients are dR = (dy L)' x and dL = dy' (x R')  (paper, section 3.2).
  * Parameter gradients (dW, dL, dR, db) add to what they hold; activation gradients overwrite.
  *
- * work: wasi_bgemm_work() bytes, for products that round their factors to bfloat16 (bgemm.h), or NULL for products in float32. */
+ * work: wasi_bgemm_work() bytes, for products that round their factors to bfloat16 (bgemm.h), or NULL for products
+ * in float32. */
 #ifndef WASI_KERNELS_LINEAR_H
 #define WASI_KERNELS_LINEAR_H
 

@@ -27,7 +27,9 @@ static wasi_status sgd_part(void *ctx, wasi_int begin, wasi_int end, int part)
 wasi_status wasi_sgd_update(float *param, float *buffer, const float *grad, float lr, float momentum,
                             float weight_decay, bool nesterov, float grad_scale, wasi_int n, int n_threads)
 {
-    sgd_job g = {param, buffer, grad, {lr, momentum, weight_decay, grad_scale, nesterov}};
+    wasi_sgd_options o = {.lr = lr, .momentum = momentum, .weight_decay = weight_decay, .grad_scale = grad_scale,
+                          .nesterov = nesterov};
+    sgd_job g = {param, buffer, grad, o};
     return wasi_parallel(n_threads, n, CHUNK, sgd_part, &g);
 }
 
@@ -48,10 +50,18 @@ wasi_status wasi_adamw_update(float *param, float *m, float *v, const float *gra
                               double beta2, double eps, double weight_decay, int64_t step, float grad_scale,
                               wasi_int n, int n_threads)
 {
-    adamw_job g = {param, m, v, grad,
-                   {(float)(1 - lr * weight_decay), (float)beta1, (float)(1 - beta1), (float)beta2, (float)(1 - beta2),
-                    (float)(lr / (1 - pow(beta1, (double)step))), (float)(1 / sqrt(1 - pow(beta2, (double)step))),
-                    (float)eps, grad_scale}};
+    wasi_adamw_options o = {
+        .decay = (float)(1 - lr * weight_decay),
+        .beta1 = (float)beta1,
+        .rest1 = (float)(1 - beta1),
+        .beta2 = (float)beta2,
+        .rest2 = (float)(1 - beta2),
+        .step_size = (float)(lr / (1 - pow(beta1, (double)step))),
+        .v_scale = (float)(1 / sqrt(1 - pow(beta2, (double)step))),
+        .eps = (float)eps,
+        .grad_scale = grad_scale,
+    };
+    adamw_job g = {param, m, v, grad, o};
     return wasi_parallel(n_threads, n, CHUNK, adamw_part, &g);
 }
 

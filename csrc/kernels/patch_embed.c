@@ -45,28 +45,30 @@ static wasi_status copy_bands(void *ctx, wasi_int begin, wasi_int end, int part)
     return WASI_OK;
 }
 
-static wasi_status copy_patches(patch_job job, wasi_int B, int n_threads)
+static wasi_status copy_patches(patch_job *job, wasi_int B, int n_threads)
 {
-    return wasi_parallel(n_threads, B * (job.S / job.p), wasi_grain(job.C * job.S * job.p), copy_bands, &job);
+    return wasi_parallel(n_threads, B * (job->S / job->p), wasi_grain(job->C * job->S * job->p), copy_bands, job);
 }
 
 wasi_status wasi_extract_patches_u8(float *patches, const uint8_t *images, const float *scale, const float *shift,
                                     wasi_int B, wasi_int C, wasi_int S, wasi_int p, int n_threads)
 {
-    return copy_patches((patch_job){patches, NULL, NULL, images, scale, shift, C, S, p}, B, n_threads);
+    patch_job job = {.patches = patches, .bytes = images, .scale = scale, .shift = shift, .C = C, .S = S, .p = p};
+    return copy_patches(&job, B, n_threads);
 }
 
 wasi_status wasi_extract_patches_f32(float *patches, const float *images, wasi_int B, wasi_int C, wasi_int S,
                                      wasi_int p, int n_threads)
 {
-    return copy_patches((patch_job){patches, NULL, images, NULL, NULL, NULL, C, S, p}, B, n_threads);
+    patch_job job = {.patches = patches, .images = images, .C = C, .S = S, .p = p};
+    return copy_patches(&job, B, n_threads);
 }
 
 wasi_status wasi_fold_patches(float *images, const float *patches, wasi_int B, wasi_int C, wasi_int S, wasi_int p,
                               int n_threads)
 {
-    float *read_only = (float *)(uintptr_t)patches;
-    return copy_patches((patch_job){read_only, images, NULL, NULL, NULL, NULL, C, S, p}, B, n_threads);
+    patch_job job = {.patches = (float *)(uintptr_t)patches, .folded = images, .C = C, .S = S, .p = p}; /* only read */
+    return copy_patches(&job, B, n_threads);
 }
 
 typedef struct {

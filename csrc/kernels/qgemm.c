@@ -171,13 +171,13 @@ size_t wasi_qgemm_work(wasi_int M, wasi_int O, wasi_int I, bool exact, int n_thr
 wasi_status wasi_qgemm_forward(float *y, const float *x, const wasi_quant *Q, const float *b, bool add, bool exact,
                                wasi_int M, void *work, int n_threads)
 {
-    qgemm_job job = {y, x, Q, b, true, add, M, Q->O, Q->I};
+    qgemm_job job = {.C = y, .A = x, .Q = Q, .b = b, .forward = true, .add = add, .M = M, .N = Q->O, .K = Q->I};
     return product(&job, exact, work, n_threads);
 }
 
 wasi_status wasi_qgemm_backward(float *dx, const float *dy, const wasi_quant *Q, bool add, bool exact, wasi_int M,
                                 void *work, int n_threads)
 {
-    qgemm_job job = {dx, dy, Q, NULL, false, add, M, Q->I, Q->O};
+    qgemm_job job = {.C = dx, .A = dy, .Q = Q, .add = add, .M = M, .N = Q->I, .K = Q->O};
     return product(&job, exact, work, n_threads);
 }

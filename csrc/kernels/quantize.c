@@ -55,7 +55,7 @@ size_t wasi_quantize_work(wasi_int I)
 wasi_status wasi_quantize(uint8_t *codes, uint8_t *s, float *r, float *c, const float *W, wasi_int O, wasi_int I,
                           wasi_int group, int bits, void *work, int n_threads)
 {
-    quantize_job job = {codes, s, r, c, NULL, NULL, W, O, I, group, bits};
+    quantize_job job = {.codes = codes, .s = s, .r = r, .c = c, .W = W, .O = O, .I = I, .group = group, .bits = bits};
     wasi_scratch scratch = wasi_scratch_on(work);
     cut(&scratch, &job, I);
     WASI_TRY(wasi_parallel(n_threads, I, 64, columns_part, &job));

@@ -37,8 +37,9 @@ typedef struct {
     uint64_t seed; /* for what is missing in a deficient block */
 } wasi_range_options;
 
-/* Iterates. In: V (q x l) orthonormal, or anything where `cold`. Out: V, W = alpha B V (p x l) and, with `two`, X (q x l): orthonormal and
- * orthogonal to V. X and `previous` (q x l, may be NULL unless `accelerate`) are workspace otherwise. */
+/* Iterates. In: V (q x l) orthonormal, or anything where `cold`. Out: V, W = alpha B V (p x l) and, with `two`, X (q x l),
+ * orthonormal and orthogonal to V. Else X is workspace, which n_iter = 0 does without (NULL); so is `previous` (q x l), of
+ * `accelerate` alone. WASI_ERR_NONFINITE, WASI_ERR_LAPACK. */
 wasi_status wasi_srange(float *V, float *X, float *previous, float *W, const float *A, wasi_int m, wasi_int n,
                         const wasi_range_options *options, void *scratch, int n_threads);
 wasi_status wasi_drange(double *V, double *X, double *previous, double *W, const double *A, wasi_int m, wasi_int n,

@@ -336,7 +336,8 @@ wasi_status T(gram_range)(real *V, bool *useful, const real *A, wasi_int m, wasi
 /* Scratch, D = l or 2 l columns of the basis:
  * [G, then its eigenvectors: D D][w: D][Tri: K K, float64][Y: K D]
  * [BX: p l, for two blocks] and, sharing memory: spectrum, unless `right` has room for it
- * | [rows: ROWS K per thread] | [orth] | float64 only: [other factor: K K][svd work][iwork: 8 K][rows: ROWS K per thread][right: q K].
+ * | [rows: ROWS K per thread] | [orth]
+ * | float64 only: [other factor: K K][svd work][iwork: 8 K][rows: ROWS K per thread][right: q K].
  * Spectrum, sharing memory: [eigen work][iwork: 3 + 5 D] | [gram]
  * | [sums: D D per thread][pieces: WIDENED D per thread, float64]. */
 typedef struct {

@@ -30,7 +30,8 @@ void WASI_SIMD(wasi_store_span)(uint8_t *codes, float *scale, float *offset, con
     }
 }
 
-void WASI_SIMD(wasi_restore_span)(float *x, const uint8_t *codes, const float *scale, const float *offset, wasi_int M, wasi_int C)
+void WASI_SIMD(wasi_restore_span)(float *x, const uint8_t *codes, const float *scale, const float *offset, wasi_int M,
+                                  wasi_int C)
 {
     for (wasi_int m = 0; m < M; m++, x += C, codes += C) {
         float step = 0.5f * scale[m], least = 0.5f * offset[m];
