@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused(tmp_path, capsys):
             (["generate", "--weights", folder, "--system", "x"], "--system: expected --chat with it"),
             (["generate", "--weights", folder, "--top-p", "0"], "top_p: expected a share in (0, 1], got 0.0"),
             (["evaluate", folder, "--task", "text-classification", "--data", __file__],
-             "--task: the model is a language model, which is not for text-classification"),
+             "--task: the model is for lm, got text-classification"),
             (["generate", "--weights", folder, "--chat", "--prompt", "x" * 300], "tokens: expected a prompt of 1 to 255 tokens"),
             (["train", "--task", "lm", "--data", __file__, "--weights", str(tmp_path / "run"), "--method", "dense", "--out",
               str(tmp_path / "out")], "is a run folder; `wasi export` makes a folder of published weights of it")):

@@ -106,7 +106,8 @@ def test_everything_at_once_goes_on_bit_for_bit_and_is_evaluated(folder, tmp_pat
     assert "class  samples   recall  precision" in printed and (tmp_path / "c.csv").read_text().startswith("true,dark,light")
     assert main(["evaluate", model, "--task", "lm"]) == main(["evaluate", model]) == 2
     errors = capfd.readouterr().err
-    assert "--task: the model is a vit" in errors and "--data: expected the model's classes dark, light, got 0, 1" in errors
+    assert "--task: the model is for image-classification, got lm" in errors
+    assert "--data: expected the model's classes dark, light, got 0, 1" in errors
 
 
 def test_photos_as_people_have_them_train_are_evaluated_and_predicted(folder, tmp_path, capfd):

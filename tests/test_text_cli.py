@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 
 import numpy as np
@@ -58,6 +60,20 @@ def test_the_last_layers_of_published_weights(tmp_path, shared_data, capsys):
     assert main(evaluation) == 0  # the tokenizer is that of the run
     val = json.loads((tmp_path / "run" / "epochs.json").read_text())[-1]
     assert f"loss {val['val_loss']:.4f}, top-1 {100 * val['val_accuracy']:.2f} %" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "data")]) == 0  # the task is the model's
+    assert f"loss {val['val_loss']:.4f}" in capsys.readouterr().out
+    table = tmp_path / "data" / "train.tsv"
+    (tmp_path / "new.txt").write_text(table.read_text().replace("\tyes", "").replace("\tno", "\n"))
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "new.txt"), "--top", "2", "--batch-size", "3"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["sentence"] for row in rows] == [line.partition("\t")[0] for line in table.read_text().splitlines()]
+    model, extra = wasi.load_model(tmp_path / "run" / "model.safetensors")
+    for row in rows:
+        logits = model.forward(np.array([wasi.load_tokenizer(tmp_path / "run" / "tokenizer.bin").encode(row["sentence"])]))[0]
+        assert row["class1"] == extra["classes"][logits.argmax()] != row["class2"]
+        assert float(row["probability1"]) == pytest.approx(1 / (1 + np.exp(-np.ptp(logits))), abs=1e-3)
+    assert main(["predict", str(tmp_path / "run"), "nowhere.txt"]) == 2
+    assert "nowhere.txt" in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "other"), "--last-layers", "6"]) == 2
     assert "last_layers: expected 0 to 5, got 6" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "plan": "choose ranks and policies for a memory budget, for `wasi train --plan`",
     "plot-ranks": "draw ranks by step and layer from a run folder",
     "plot-subspaces": "draw how far the factored layers' subspaces turn, from a run folder",
-    "predict": "the classes of images, as CSV",
+    "predict": "the classes of images or sentences, as CSV",
     "profile": "seconds of a training step or of inference by kernel",
     "report": "write one HTML page of one or several runs, for reading offline",
     "train": "train or fine-tune a model; without arguments: the shipped sign-language digits, dense and wsi",

@@ -157,7 +157,7 @@ def evaluate(parser):
     add = parser.add_argument
     add("model", help="file of wasi's own (model.safetensors of a run, a checkpoint), or a run folder; of texts also what "
                       "--weights of wasi generate takes")
-    add("--task", choices=TASKS, default=TASKS[0])
+    add("--task", choices=TASKS, help="(default: what the model is for)")
     add("--data", help="as for wasi train: its validation or test part is taken, or, where it has no parts, the fifth that wasi "
                        "train holds out (default: the shipped digits)")
     add("--all", action="store_true", help="every sample of data without parts, not the fifth alone")
@@ -257,12 +257,16 @@ def plot_subspaces(parser):
 
 
 def predict(parser):
-    """Writes what a model that `wasi train` left takes images for: a CSV line an image with its path, class and probability."""
+    """Writes what a classifier that `wasi train` left takes images or sentences for: a CSV line each with the image's path or the
+    sentence, class and probability.
+    """
     add = parser.add_argument
     add("model", help="model.safetensors of a run, a checkpoint, or a run folder")
-    add("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
+    add("inputs", nargs="+", metavar="INPUT", help="image file, or folder of images; of texts a file with a sentence a line")
     add("--top", type=int, default=1, metavar="N", help="the N most probable classes")
-    add("--batch-size", type=int, default=32, help="images at once")
+    add("--batch-size", type=int, default=32, help="images or sentences at once")
+    add("--tokenizer", help="as for wasi train (default: that of the run)")
+    add("--length", type=int, default=128, help="as for wasi train")
     add("--out", metavar="CSV", help="file to write (default: standard output)")
     add_machine_options(parser)
 

@@ -13,15 +13,12 @@ from wasi.training.text import TokenLoader
 
 def run(args):
     options.set_machine(args)
+    images = args.task == "image-classification"
+    model, extra = load_model(model_file(args.model)) if images else texts.open_any(args.model)
+    if args.task not in (None, texts.task_of(model)):
+        raise ValueError(f"--task: the model is for {texts.task_of(model)}, got {args.task}")
+    args.task, args.weights, args.limit = texts.task_of(model), args.model, None  # the tokenizer lies beside the weights
     is_text = args.task != "image-classification"
-    path = args.model if is_text else model_file(args.model)
-    model, extra = texts.open_decoder(path) if is_text else load_model(path)
-    if is_text != (model.architecture == "llama"):
-        raise ValueError(f"--task: the model is a {model.architecture}, which is not for {args.task}")
-    if is_text and (model.config.num_classes is None) != (args.task == "lm"):
-        kind = "language model" if args.task != "lm" else "classifier of texts"
-        raise ValueError(f"--task: the model is a {kind}, which is not for {args.task}")
-    args.weights, args.limit = path, None  # the tokenizer lies beside the weights
     dataset, what = choose(args)
     classes = tuple(extra.get("classes") or dataset.classes)
     if dataset.classes != classes:
@@ -30,6 +27,8 @@ def run(args):
         dataset = dataset.with_classes(classes)
     if is_text:
         texts.check_texts(model, dataset)
+    if args.task != "lm" and len(classes) != model.config.num_classes:
+        raise ValueError(f"--data: expected the model's {model.config.num_classes} classes, got {', '.join(classes)}")
     print(f"{len(dataset):,} samples: {what}", flush=True)
     batch_size = min(options.batch_size_of(args), len(dataset))
     loader = (TokenLoader(dataset, batch_size) if is_text else

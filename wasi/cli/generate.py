@@ -3,7 +3,7 @@
 import sys
 
 from wasi.cli import options
-from wasi.cli.texts import open_decoder, open_tokenizer, tokenizer_folder
+from wasi.cli.texts import open_any, open_tokenizer, tokenizer_folder
 from wasi.models import generate
 from wasi.models.chat import ChatTemplate, end_tokens
 
@@ -12,7 +12,7 @@ def run(args):
     options.set_machine(args)
     if args.system is not None and not args.chat:
         raise ValueError("--system: expected --chat with it")
-    model, _ = open_decoder(args.weights)
+    model, _ = open_any(args.weights)
     if model.architecture != "llama":
         raise ValueError(f"--weights: expected a decoder, got a model of architecture {model.architecture!r}")
     tokenizer = open_tokenizer(args.tokenizer, args.weights)

@@ -12,7 +12,7 @@ from wasi.cli.models import model_file
 from wasi.models import load_model
 from wasi.models.chat import COMPANIONS
 from wasi.models.llama import LLAMA_CONFIGS, PADDING
-from wasi.models.llama_files import is_published
+from wasi.models.llama_files import is_published, weight_files
 from wasi.models.tokenizer import ByteTokenizer, load_tokenizer
 from wasi.models.weights import TensorFile
 from wasi.training.checkpoint import FOLDER as CHECKPOINTS
@@ -78,16 +78,25 @@ def keep_tokenizer(name, weights, folder):
     return copy
 
 
-def open_decoder(path):
+def open_any(path):
     """(the model, what was saved with it) of a file or folder: any of wasi's own, or a decoder's published weights, which stay
     mapped where they can.
     """
     path = Path(path)
-    if path.is_dir() and not is_published(path):
+    if path.is_dir() and not (is_published(path) and (weight_files(path) or (path / "config.json").is_file())):
         path = model_file(path)
-    if path.is_file() and path.suffix != ".bin" and "wasi" in TensorFile(path).metadata:
-        return load_model(path)
+    if path.is_file() and path.suffix != ".bin":
+        alone = not (path.parent / "config.json").is_file()  # which a decoder's published weights need
+        if alone or "wasi" in TensorFile(path).metadata:
+            return load_model(path)
     return wasi.load_llama(path, last_layers=0), {}
+
+
+def task_of(model):
+    """What a model is for, of the tasks of wasi train."""
+    if model.architecture != "llama":
+        return "image-classification"
+    return "lm" if model.config.num_classes is None else "text-classification"
 
 
 def open_texts(args):

@@ -75,8 +75,8 @@ def open_model(path):
     """
     file = TensorFile(path)
     if "wasi" not in file.metadata:
-        raise WeightsError(f"weights: {file.path.name} was not saved by wasi; make the model with "
-                           "create_model(name, weights=...)")
+        raise WeightsError(f"weights: {file.path.name} was not saved by wasi; create_model(name, weights=...) and wasi train "
+                           "--weights take published weights, of decoders with their config.json beside them")
     try:
         header = json.loads(file.metadata["wasi"])
         if header["format_version"] > FORMAT_VERSION:

@@ -151,6 +151,11 @@ def _read_tsv(file):
     return rows, problems
 
 
+def open_lines(path):
+    """The lines of a text file that are not empty, without the space around them. Raises OSError, ValueError."""
+    return [line.strip() for line in _text_of(Path(path)).splitlines() if line.strip()]
+
+
 def open_windows(path, tokenizer, length, held_out=0.1):
     """{"train": TokenSet, "val": TokenSet} of a text file, cut into windows of `length` tokens; the last share is held out.
 
