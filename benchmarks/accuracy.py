@@ -136,8 +136,8 @@ TABLES = {
                 {"model": "vit_micro_patch4_32", "img_size": 32, "epochs": 10, "batch_size": 32, "optimizer": "adamw",
                  "weight_decay": 0.05, "warmup": 100, "limit": 10000}),
     **{name: ("Transfer from animals to vehicles", TRANSFER,
-              {**_PRETRAINED, "model": model, "img_size": 32, "epochs": 5, "limit": 1000})
-       for name, model in (("swin", "swin_micro_patch2_window4_32"), ("resnet", "resnet_micro_32"))},
+              {**_PRETRAINED, "model": model, "img_size": img_size, "epochs": 5, "limit": 1000})
+       for name, model, img_size in (("swin", "swin_mini_patch2_window4_32", 32), ("resnet", "resnet18", 64))},
 }
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import accuracy
 
 from wasi.cli import main as wasi
+from wasi.names import PRECISIONS
 
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
-TABLES = {"swin": "swin_micro_patch2_window4_32", "resnet": "resnet_micro_32"}
 
 
 def halves(data, folder):
@@ -38,20 +38,23 @@ def halves(data, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("table", choices=("swin", "resnet"))
     parser.add_argument("--data", required=True, help="CIFAR-10 as files by split and class in an archive")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--pretraining", type=int, default=10_000, metavar="N", help="images of animals")
-    parser.add_argument("--pretraining-epochs", type=int, default=8)
+    parser.add_argument("--pretraining", type=int, default=30_000, metavar="N", help="images of animals")
+    parser.add_argument("--pretraining-epochs", type=int, default=4)
+    parser.add_argument("--pretraining-precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
     args = parser.parse_args()
     out = Path(args.out)
     animals, vehicles = halves(args.data, out / "data")
     weights, trained = out / "animals.safetensors", out / "animals"
     if not weights.exists():
-        words = ["train", "--data", str(animals), "--model", TABLES[args.table], "--method", "dense", "--epochs",
-                 str(args.pretraining_epochs), "--limit", str(args.pretraining), "--limit-val", "1000", "--lr", "0.002",
-                 "--threads", "1", "--quiet", "--out", str(trained), "--checkpoint-every", "0"]
+        settings = accuracy.TABLES[args.table][2]
+        words = ["train", "--data", str(animals), "--model", settings["model"], "--img-size", str(settings["img_size"]),
+                 "--method", "dense", "--epochs", str(args.pretraining_epochs), "--limit", str(args.pretraining), "--limit-val",
+                 "1000", "--lr", "0.001", "--precision", args.pretraining_precision, "--threads", "1", "--out", str(trained),
+                 "--checkpoint-every", "0"]
         if wasi(words) or wasi(["export", str(trained), str(weights)]):
             raise SystemExit(1)
     accuracy.main([args.table, "--data", str(vehicles), "--weights", str(weights), "--out", str(out / "runs"), "--limit-test",

@@ -86,6 +86,7 @@ class SwinConfig:
 SWIN_CONFIGS = {
     "swin_base_patch4_window7_224": SwinConfig(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
     "swin_micro_patch2_window4_32": SwinConfig(32, 2, 32, (2, 2), (2, 4), 4),
+    "swin_mini_patch2_window4_32": SwinConfig(32, 2, 64, (2, 2, 4), (2, 4, 8), 4),
     "swin_small_patch4_window7_224": SwinConfig(depths=(2, 2, 18, 2)),
     "swin_tiny_patch4_window7_224": SwinConfig(),
 }
