@@ -17,6 +17,7 @@ import accuracy
 from wasi.cli import main as wasi
 from wasi.names import PRECISIONS
 
+PRETRAINING_LR = {"resnet": "0.001", "swin": "0.0003"}
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 
 
@@ -38,7 +39,7 @@ def halves(data, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("swin", "resnet"))
+    parser.add_argument("table", choices=PRETRAINING_LR)
     parser.add_argument("--data", required=True, help="CIFAR-10 as files by split and class in an archive")
     parser.add_argument("--out", required=True)
     parser.add_argument("--pretraining", type=int, default=30_000, metavar="N", help="images of animals")
@@ -53,7 +54,7 @@ def main():
         settings = accuracy.TABLES[args.table][2]
         words = ["train", "--data", str(animals), "--model", settings["model"], "--img-size", str(settings["img_size"]),
                  "--method", "dense", "--epochs", str(args.pretraining_epochs), "--limit", str(args.pretraining), "--limit-val",
-                 "1000", "--lr", "0.001", "--precision", args.pretraining_precision, "--threads", "1", "--out", str(trained),
+                 "1000", "--lr", PRETRAINING_LR[args.table], "--precision", args.pretraining_precision, "--threads", "1", "--out", str(trained),
                  "--checkpoint-every", "0"]
         if wasi(words) or wasi(["export", str(trained), str(weights)]):
             raise SystemExit(1)
