@@ -54,8 +54,8 @@ def main():
         settings = accuracy.TABLES[args.table][2]
         words = ["train", "--data", str(animals), "--model", settings["model"], "--img-size", str(settings["img_size"]),
                  "--method", "dense", "--epochs", str(args.pretraining_epochs), "--limit", str(args.pretraining), "--limit-val",
-                 "1000", "--lr", PRETRAINING_LR[args.table], "--precision", args.pretraining_precision, "--threads", "1", "--out", str(trained),
-                 "--checkpoint-every", "0"]
+                 "1000", "--lr", PRETRAINING_LR[args.table], "--precision", args.pretraining_precision, "--threads", "1",
+                 "--out", str(trained), "--checkpoint-every", "0"]
         if wasi(words) or wasi(["export", str(trained), str(weights)]):
             raise SystemExit(1)
     accuracy.main([args.table, "--data", str(vehicles), "--weights", str(weights), "--out", str(out / "runs"), "--limit-test",

@@ -11,8 +11,8 @@ from wasi import ops
 from wasi.reference import bf16 as ref_bf16
 from wasi.reference import linear as ref
 
-# Beside the common shapes: several blocks of k, of rows (512 KiB hold 252 rows of 1024) and of columns, ragged in each.
-SHAPES = [*LINEAR_SHAPES, (50, 96, 2051), (530, 70, 1030), (24, 17, 32), (2051, 40, 40)]
+# Beside the common shapes: several blocks of k, of rows (768 KiB hold 756 rows of 515) and of columns, ragged in each.
+SHAPES = [*LINEAR_SHAPES, (50, 96, 2051), (800, 70, 1030), (24, 17, 32), (2051, 40, 40)]
 
 
 @pytest.fixture
@@ -63,11 +63,19 @@ def test_factored_within_the_rounding_of_its_factors(rng, n_threads, bfloat16):
         assert 1e-5 < relative_error(got, expected) < 2**-8
 
 
-def test_a_frozen_bfloat16_weight_multiplies_rounded_activations(rng, n_threads, bfloat16):
-    x, dy, W = float32s(rng, (40, 1100), (40, 1300), (1300, 1100))  # W takes two tiles
+@pytest.mark.parametrize("M, O, I", [(40, 1301, 1037), (800, 1100, 70), (24, 32, 32), (37, 33, 45)])
+def test_a_frozen_bfloat16_weight_multiplies_rounded_activations(rng, n_threads, bfloat16, M, O, I):
+    x, dy, W = float32s(rng, (M, I), (M, O), (O, I))
     bits = ref_bf16.bf16_round(W)
     assert_close(ops.bf16_linear(x, bits), rounded(x) @ rounded(W).T)
     assert_close(ops.bf16_linear_backward(dy, bits), rounded(dy) @ rounded(W))
+
+
+def test_small_products_with_a_frozen_bfloat16_weight_are_not_rounded(rng, n_threads, bfloat16):
+    x, dy, W = float32s(rng, (5, 64), (5, 48), (48, 64))
+    bits = ref_bf16.bf16_round(W)
+    assert_close(ops.bf16_linear(x, bits), x.astype(np.float64) @ rounded(W).T)
+    assert_close(ops.bf16_linear_backward(dy, bits), dy.astype(np.float64) @ rounded(W))
 
 
 def test_same_bits_for_the_same_thread_count_and_for_the_rows_alone(rng, n_threads, bfloat16):

@@ -75,7 +75,7 @@ static PyObject *bf16_product(PyObject *args, PyObject *kwargs, const char *form
     bool rounded = wasi_bgemm_chosen();
     wasi_like_rows(&in, W.dim[!forward], dims);
     if ((out = wasi_out_array(out_obj, NPY_FLOAT32, in.ndim, dims, "out")) == NULL ||
-        (work = wasi_new_scratch(wasi_bf16_linear_work(W.dim[0], W.dim[1], rounded, n_threads))) == NULL)
+        (work = wasi_new_scratch(wasi_bf16_linear_work(wasi_rows_of(&in), W.dim[0], W.dim[1], rounded, n_threads))) == NULL)
         goto done;
     wasi_status status;
     WASI_NO_GIL(status = (forward ? wasi_bf16_linear_forward : wasi_bf16_linear_backward)(

@@ -8,13 +8,14 @@ enum {
     ROWS = WASI_BGEMM_ROWS,
     COLUMNS = WASI_BGEMM_COLUMNS,
     DEPTH = 1024,           /* most of k in a block */
-    BLOCK_BYTES = 512 << 10 /* of A: it stays in L2 while the panels of B go by */
+    BLOCK_BYTES = 768 << 10 /* of A: it stays in L2 while the panels of B go by */
 };
 
 typedef struct {
     bool ta, tb, by_rows, add;
     wasi_int m, n, k, lda, ldb, ldc;
     const float *A, *B, *b;
+    const uint16_t *bits; /* B, where it is NULL */
     float *C;
     char *work;
 } bgemm_job;
@@ -37,6 +38,17 @@ static void pack(uint32_t *units, int width, bool side_by_side, const float *sou
         WASI_PICK(wasi_bgemm_pack_columns)(units, width, source + k * ld + first, ld, n, depth);
 }
 
+/* Columns of op(B), their numbers k.. */
+static void pack_panel(uint32_t *panel, const bgemm_job *g, wasi_int first, wasi_int n, wasi_int k, wasi_int depth)
+{
+    if (g->B)
+        pack(panel, COLUMNS, g->tb, g->B, g->ldb, first, n, k, depth);
+    else if (g->tb)
+        WASI_PICK(wasi_bgemm_take_rows)(panel, COLUMNS, g->bits + first * g->ldb + k, g->ldb, n, depth);
+    else
+        WASI_PICK(wasi_bgemm_take_columns)(panel, COLUMNS, g->bits + k * g->ldb + first, g->ldb, n, depth);
+}
+
 /* The rows and columns of C that one thread has, the numbers k.. of the sums. */
 static void product(const bgemm_job *g, wasi_int row, wasi_int rows, wasi_int column, wasi_int columns, wasi_int k,
                     wasi_int depth, uint32_t *block, uint32_t *panel)
@@ -48,7 +60,7 @@ static void product(const bgemm_job *g, wasi_int row, wasi_int rows, wasi_int co
             pack(block + i * n_units, ROWS, !g->ta, g->A, g->lda, row + m + i, WASI_MIN(ROWS, taken - i), k, depth);
         for (wasi_int n = 0; n < columns; n += COLUMNS) {
             wasi_int wide = WASI_MIN(COLUMNS, columns - n);
-            pack(panel, COLUMNS, g->tb, g->B, g->ldb, column + n, wide, k, depth);
+            pack_panel(panel, g, column + n, wide, k, depth);
             for (wasi_int i = 0; i < taken; i += ROWS)
                 WASI_PICK(wasi_bgemm_tile)(g->C + (row + m + i) * g->ldc + column + n, g->ldc, block + i * n_units, panel,
                                            n_units, g->b && k == 0 ? g->b + column + n : NULL, g->add || k > 0,
@@ -98,9 +110,24 @@ size_t wasi_bgemm_work(int n_threads)
     return (size_t)n_threads * part_bytes();
 }
 
+static wasi_status run(bgemm_job *g, int n_threads)
+{
+    g->by_rows = g->m >= g->n;
+    return wasi_parallel(n_threads, g->by_rows ? g->m : g->n, g->by_rows ? ROWS : COLUMNS, product_part, g);
+}
+
 wasi_status wasi_bgemm(bool ta, bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, wasi_int lda, const float *B,
                        wasi_int ldb, const float *b, bool add, float *C, wasi_int ldc, void *work, int n_threads)
 {
-    bgemm_job job = {ta, tb, m >= n, add, m, n, k, lda, ldb, ldc, A, B, b, C, work};
-    return wasi_parallel(n_threads, m >= n ? m : n, m >= n ? ROWS : COLUMNS, product_part, &job);
+    bgemm_job job = {.ta = ta, .tb = tb, .add = add, .m = m, .n = n, .k = k, .A = A, .lda = lda, .B = B, .ldb = ldb,
+                     .b = b, .C = C, .ldc = ldc, .work = work};
+    return run(&job, n_threads);
+}
+
+wasi_status wasi_bgemm_bits(bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, wasi_int lda, const uint16_t *B,
+                            wasi_int ldb, float *C, wasi_int ldc, void *work, int n_threads)
+{
+    bgemm_job job = {.tb = tb, .m = m, .n = n, .k = k, .A = A, .lda = lda, .bits = B, .ldb = ldb, .C = C, .ldc = ldc,
+                     .work = work};
+    return run(&job, n_threads);
 }

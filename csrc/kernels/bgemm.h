@@ -22,6 +22,9 @@ bool wasi_bgemm_pays(wasi_int m, wasi_int n, wasi_int k);
 
 wasi_status wasi_bgemm(bool ta, bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, wasi_int lda, const float *B,
                        wasi_int ldb, const float *b, bool add, float *C, wasi_int ldc, void *work, int n_threads);
+/* C = A op(B) with B in bfloat16 bits: nothing of it is rounded, and no float32 copy of it is made. */
+wasi_status wasi_bgemm_bits(bool tb, wasi_int m, wasi_int n, wasi_int k, const float *A, wasi_int lda, const uint16_t *B,
+                            wasi_int ldb, float *C, wasi_int ldc, void *work, int n_threads);
 size_t wasi_bgemm_work(int n_threads);
 
 #endif

@@ -6,7 +6,7 @@
 
 #define BF16 __attribute__((target("avx512bf16")))
 
-enum { ROWS = WASI_BGEMM_ROWS, COLUMNS = WASI_BGEMM_COLUMNS, LANES = 16, HALVES = COLUMNS / LANES };
+enum { ROWS = WASI_BGEMM_ROWS, COLUMNS = WASI_BGEMM_COLUMNS, LANES = 16, HALVES = COLUMNS / LANES, AHEAD = 8 * LANES };
 
 bool WASI_SIMD(wasi_bgemm_supported)(void)
 {
@@ -57,6 +57,8 @@ BF16 void WASI_SIMD(wasi_bgemm_pack_rows)(uint32_t *units, int width, const floa
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) {
                 const float *row = source + (j + i) * ld + k;
+                _mm_prefetch(row + AHEAD, _MM_HINT_T1);
+                _mm_prefetch(row + AHEAD + LANES, _MM_HINT_T1);
                 v[i] = j + i < n ? (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + LANES),
                                                                  _mm512_maskz_loadu_ps(low, row))
                                  : _mm512_setzero_si512();
@@ -83,6 +85,44 @@ BF16 void WASI_SIMD(wasi_bgemm_pack_columns)(uint32_t *units, int width, const f
             __m512 odd = k + 1 < K ? _mm512_maskz_loadu_ps(here, row + ld) : _mm512_setzero_ps();
             __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
             _mm512_mask_storeu_epi32(units + j, first(width - j), _mm512_permutexvar_epi16(pairs, both));
+        }
+}
+
+/* The first n of 32 halves of lanes. */
+static inline __mmask32 first_halves(wasi_int n)
+{
+    return n >= 2 * LANES ? 0xffffffff : n <= 0 ? 0 : (1u << n) - 1;
+}
+
+void WASI_SIMD(wasi_bgemm_take_rows)(uint32_t *units, int width, const uint16_t *source, wasi_int ld, wasi_int n, wasi_int K)
+{
+    for (wasi_int k = 0; k < K; k += 2 * LANES) {
+        __mmask32 here = first_halves(K - k);
+        wasi_int n_units = WASI_MIN((K - k + 1) / 2, LANES);
+        for (int j = 0; j < width; j += LANES) {
+            __m512i v[LANES];
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++)
+                v[i] = j + i < n ? _mm512_maskz_loadu_epi16(here, source + (j + i) * ld + k) : _mm512_setzero_si512();
+            transpose(v);
+            __mmask16 wanted = first(width - j);
+            for (wasi_int u = 0; u < n_units; u++)
+                _mm512_mask_storeu_epi32(units + u * width + j, wanted, v[u]);
+        }
+        units += LANES * width;
+    }
+}
+
+void WASI_SIMD(wasi_bgemm_take_columns)(uint32_t *units, int width, const uint16_t *source, wasi_int ld, wasi_int n,
+                                        wasi_int K)
+{
+    for (wasi_int k = 0; k < K; k += 2, units += width)
+        for (int j = 0; j < width; j += LANES) {
+            const uint16_t *row = source + k * ld + j;
+            __mmask16 here = first(n - j), below = k + 1 < K ? here : 0;
+            __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(here, row));
+            __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(below, row + ld));
+            _mm512_mask_storeu_epi32(units + j, first(width - j), _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
         }
 }
 
@@ -141,6 +181,15 @@ void WASI_SIMD(wasi_bgemm_pack_rows)(uint32_t *units, int width, const float *so
 }
 
 void WASI_SIMD(wasi_bgemm_pack_columns)(uint32_t *units, int width, const float *source, wasi_int ld, wasi_int n,
+                                        wasi_int K)
+{
+}
+
+void WASI_SIMD(wasi_bgemm_take_rows)(uint32_t *units, int width, const uint16_t *source, wasi_int ld, wasi_int n, wasi_int K)
+{
+}
+
+void WASI_SIMD(wasi_bgemm_take_columns)(uint32_t *units, int width, const uint16_t *source, wasi_int ld, wasi_int n,
                                         wasi_int K)
 {
 }

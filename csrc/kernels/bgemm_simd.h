@@ -23,6 +23,12 @@ WASI_SIMD_DECLARE(void, wasi_bgemm_pack_rows, (uint32_t *units, int width, const
 WASI_SIMD_DECLARE(void, wasi_bgemm_pack_columns, (uint32_t *units, int width, const float *source, wasi_int ld,
                                                   wasi_int n, wasi_int K));
 
+/* Both for bfloat16 numbers, which are taken as they are. */
+WASI_SIMD_DECLARE(void, wasi_bgemm_take_rows, (uint32_t *units, int width, const uint16_t *source, wasi_int ld, wasi_int n,
+                                               wasi_int K));
+WASI_SIMD_DECLARE(void, wasi_bgemm_take_columns, (uint32_t *units, int width, const uint16_t *source, wasi_int ld,
+                                                  wasi_int n, wasi_int K));
+
 /* C (rows x columns of a tile and a panel) = C if `add`, plus b (columns) if not NULL, plus the products of n units. */
 WASI_SIMD_DECLARE(void, wasi_bgemm_tile, (float *C, wasi_int ldc, const uint32_t *tile, const uint32_t *panel, wasi_int n,
                                           const float *b, bool add, wasi_int rows, wasi_int columns));
