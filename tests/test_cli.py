@@ -104,7 +104,10 @@ def test_everything_at_once_goes_on_bit_for_bit_and_is_evaluated(folder, tmp_pat
     printed = capfd.readouterr().out
     assert f"top-1 {100 * json.loads((tmp_path / 'run' / 'result.json').read_text())['val_accuracy']:.2f} %" in printed
     assert "class  samples   recall  precision" in printed and (tmp_path / "c.csv").read_text().startswith("true,dark,light")
-    assert main(["evaluate", model, "--task", "lm"]) == main(["evaluate", model]) == 2
+    assert main(["evaluate", str(tmp_path / "run")]) == 0  # the run knows its data and the seed of their split
+    assert capfd.readouterr().out == printed
+    shutil.copy(model, tmp_path / "alone.safetensors")
+    assert main(["evaluate", model, "--task", "lm"]) == main(["evaluate", str(tmp_path / "alone.safetensors")]) == 2
     errors = capfd.readouterr().err
     assert "--task: the model is for image-classification, got lm" in errors
     assert "--data: expected the model's classes dark, light, got 0, 1" in errors
@@ -139,6 +142,8 @@ def test_photos_as_people_have_them_train_are_evaluated_and_predicted(folder, tm
     assert lines[0] == "file,class1,probability1,class2,probability2" and len(lines) == 13
     assert [line.split(",")[:2] for line in lines[1:]] == [[row["file"], row["class"]] for row in rows[12:24]]
     assert main(["predict", run, "nowhere.jpg"]) == main(["predict", run, str(folder), "--top", "0"]) == 2
+    before = table.read_text()
+    assert main(["predict", run, "nowhere.jpg", "--out", str(table)]) == 2 and table.read_text() == before  # not half of another
 
 
 def test_a_better_epoch_than_the_last_is_named(tmp_path):
@@ -179,7 +184,7 @@ def test_comparison_methods_run_without_further_options(folder, tmp_path, method
     (["--method", "wsi", "--adapt-ranks", "-1"], "--adapt-ranks: expected a positive number of steps, got -1"),
     (["--method", "wsi", "--adapt-ranks", "2", "--grow", "1"], "grow, shrink: expected 0 < grow < shrink"),
     (["--method", "dense", "--model", "vit_giant"], "name: expected one of"),
-    (["--method", "dense", "--milestones", "1,x", "--schedule", "step"], "--milestones: expected numbers separated by commas"),
+    (["--method", "dense", "--milestones", "1,x", "--schedule", "step"], "--milestones: expected whole numbers separated"),
     (["--method", "dense", "--schedule", "step"], "milestones: expected epochs with schedule 'step'"),
     (["--method", "dense", "--class-weights", "1,2,3"], "--class-weights: expected 2 numbers, one for each of dark, light"),
     (["--method", "dense", "--param-groups", "head.*:rate=2"], "--param-groups: expected PATTERN:lr=FACTOR:decay=NUMBER"),
@@ -189,6 +194,12 @@ def test_comparison_methods_run_without_further_options(folder, tmp_path, method
     (["--method", "dense", "--early-stopping", "0"], "patience: expected at least 1 epoch, got 0"),
     (["--method", "dense", "--label-smoothing", "1"], "label_smoothing: expected a number in [0, 1), got 1.0"),
     (["--method", "dense", "--ema", "2"], "ema: expected a decay between 0 and 1"),
+    (["--method", "dense", "--micro-batch", "-1"], "micro_batch: expected at least 1 sample or None, got -1"),
+    (["--method", "dense", "--lr", "nan"], "lr: expected a number from 0, got nan"),
+    (["--method", "dense", "--momentum", "1.5"], "momentum: expected a number in [0, 1), got 1.5"),
+    (["--method", "asi", "--activation-ranks", "a,b,c"], "--activation-ranks: expected numbers separated by commas, got 'a,b,c'"),
+    (["--method", "wsi", "--calibration", "-1"], "--calibration: expected a number of batches from 0, got -1"),
+    (["--method", "dense", "--limit", "0"], "n: expected at least 1, got 0"),
 ])
 def test_errors_are_one_line_and_status_2(folder, tmp_path, capfd, options, message):
     assert main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), *OPTIONS, *options]) == 2

@@ -1,6 +1,7 @@
 """`wasi compare`: runs, resuming, table and figure."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -64,12 +65,23 @@ def test_errors_are_one_line_and_status_2(capfd, tmp_path, monkeypatch, options,
 
 
 def test_a_run_that_fails_leaves_the_others_to_go_on(folder, tmp_path, capfd):  # noqa: F811
-    command = ["compare", "--methods", "wsi:rank=999,dense", "--data", str(folder), "--out", str(tmp_path / "runs"), *OPTIONS]
+    command = ["compare", "--methods", "wsi:lr=1e30,dense", "--data", str(folder), "--out", str(tmp_path / "runs"), *OPTIONS,
+               "--warmup", "0"]
     assert main(command) == 2
     out, error = capfd.readouterr()
-    assert "wasi train: rank: expected 1 to 128 for blocks.0.mlp.fc1 (512 x 128), got 999" in error
-    assert "run 1 of 2: wsi:rank=999, seed 0: failed\n" in out and "not finished: wsi:rank=999 seed 0\n" in out
+    assert "wasi train: step 1, lr " in error
+    assert "run 1 of 2: wsi:lr=1e30, seed 0: failed\n" in out and "not finished: wsi:lr=1e30 seed 0\n" in out
     assert (tmp_path / "runs" / "dense" / "seed-0" / "result.json").exists()
+
+
+@pytest.mark.parametrize("command", [["compare", "--methods", "dense,wsi:rank=999"],
+                                     ["train", "--method", "dense,wsi", "--rank", "999"]])
+def test_what_a_later_method_would_refuse_is_refused_before_the_first_trains(folder, tmp_path, capfd, command):  # noqa: F811
+    options = [*command[1:], "--data", str(folder), "--out", str(tmp_path / "runs")]
+    assert main([command[0], *OPTIONS[: OPTIONS.index("--rank")], *options]) == 2
+    out, error = capfd.readouterr()
+    assert error == f"wasi {command[0]}: rank: expected 1 to 128 for blocks.0.mlp.fc1 (512 x 128), got 999\n"
+    assert out == "" and not (tmp_path / "runs").exists()
 
 
 def test_a_bad_value_of_a_methods_own_option_is_refused_before_anything_runs(capfd, tmp_path):
@@ -104,6 +116,36 @@ def test_summary_and_table_by_hand(tmp_path):
     assert b.endswith("| 1 | memory |") and first.count("|") == a.count("|")
     plot_comparison(rows, tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 10_000
+
+
+def test_language_models_are_compared_by_perplexity(tmp_path):
+    runs = {method: {0: result(0.5, 10, 1.0) | {"val_loss": math.log(n)}} for method, n in (("a", 8), ("b", 6))}
+    rows = summarise_runs(runs, language=True)
+    assert [row["on_front"] for row in rows] == [[], ["memory", "time"]]  # less is better
+    head, _, a, b = comparison_table(rows).splitlines()
+    assert "| perplexity |" in head and "top-1" not in head and a.startswith("| a | 8.00 |") and b.startswith("| b | 6.00 |")
+    plot_comparison(rows, tmp_path / "c.png")
+
+
+def test_compare_of_language_models_prints_perplexity(tmp_path, capfd):
+    (tmp_path / "t.txt").write_text("to be or not to be, that is the question\n" * 20)
+    assert main(["compare", "--task", "lm", "--data", str(tmp_path / "t.txt"), "--methods", "dense", "--epochs", "1", "--length",
+                 "16", "--batch-size", "8", "--limit", "16", "--limit-val", "4", "--quiet", "--out", str(tmp_path / "runs")]) == 0
+    printed = capfd.readouterr().out
+    loss = json.loads((tmp_path / "runs" / "dense" / "seed-0" / "result.json").read_text())["val_loss"]
+    assert f"dense, seed 0: perplexity {math.exp(loss):.2f}, " in printed and "| method | perplexity |" in printed
+    assert "top-1" not in printed
+
+
+@pytest.mark.parametrize("name", ["compare.json", "dense/seed-0/config.json"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"methods": 3}', '{"method": "dense", "arguments": []}'])
+def test_damaged_files_of_a_comparison_are_named(tmp_path, capfd, name, content):
+    (tmp_path / "dense" / "seed-0").mkdir(parents=True)
+    (tmp_path / name).write_text(content)
+    words = ["--plot-only"] if name == "compare.json" else ["--methods", "dense"]
+    assert main(["compare", *words, "--out", str(tmp_path)]) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and f"{tmp_path / name}" in error and "not written by wasi" in error
 
 
 def test_equal_environments_are_one():

@@ -16,7 +16,7 @@ from wasi.training.checkpoint import Checkpoint, checkpoint_path, list_checkpoin
 from wasi.training.config import EarlyStopping, ParamGroup, TrainConfig
 from wasi.training.loop import Callback, train
 from wasi.training.optimizer import Optimizer
-from wasi.training.runlog import RunFolder, read_csv
+from wasi.training.runlog import RunFolder, read_csv, write_confusion
 from wasi.training.schedule import block_depths, learning_rate, optimizer_groups, scheduled_rate
 from wasi.training.step import Evaluation, accumulate_gradient, balanced_class_weights, evaluate
 
@@ -331,6 +331,12 @@ def test_the_confusion_of_the_last_epoch_is_logged(tmp_path):
     confusion = read_csv(folder.path / "confusion.csv")
     assert [row["true"] for row in confusion] == list(Batches.classes)
     assert sum(int(row[row["true"]]) for row in confusion) == round(result.val_accuracy * 24)
+
+
+def test_what_the_data_have_no_name_for_goes_by_its_number(tmp_path):
+    """A model may tell more classes apart than its data have."""
+    write_confusion(tmp_path / "c.csv", np.arange(9).reshape(3, 3), ["cat"])
+    assert (tmp_path / "c.csv").read_text().splitlines() == ["true,cat,1,2", "cat,0,1,2", "1,3,4,5", "2,6,7,8"]
 
 
 def events(folder):

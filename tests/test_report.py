@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_training import Batches, small_model
 
@@ -16,7 +18,7 @@ from wasi.cli.report import command_of
 from wasi.reports import find_runs, read_run, report_page
 from wasi.training.loop import TrainConfig, train
 from wasi.training.ranks import RankAdaptation
-from wasi.training.runlog import RunFolder, environment
+from wasi.training.runlog import RunFolder, environment, write_confusion
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 HOSTILE = ("</title></style><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>'\"& $\\frac{$ "
@@ -113,6 +115,58 @@ def test_the_page_has_the_numbers_of_the_run(run, capsys):
                   "Mean principal angle to the subspace at the start"):
         assert title in words
     assert page == report_page([read_run(run, "a")], {"a": command_of(read_run(run, "a").config["arguments"])})  # the same again
+
+
+def bare(folder, task="image-classification", **files):
+    """A run folder that has its settings alone, and these files."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"method": "wsi", "arguments": {"task": task}}))
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_text(content)
+    return folder
+
+
+def test_what_was_taken_for_what(tmp_path):
+    folder, counts = bare(tmp_path / "a"), np.array([[7, 2, 0], [0, 9, 0], [0, 0, 0]])
+    write_confusion(folder / "confusion.csv", counts, ["a cat", HOSTILE.replace("\x00", "").replace("\ud800", ""), "0"])
+    page = report_page([read_run(folder, "a")])
+    found = check(page)
+    words = " ".join(found.words)
+    assert "Confusion" in words and "a cat" in words and "<script>alert(1)</script>" in words
+    assert re.findall(r'--part:([0-9.]+)">', page) == ["0.778", "0.222", *["0.000"] * 2, "1.000", *["0.000"] * 4]
+    assert {repr(7 / 9), repr(9 / 11), "1.0"} <= set(found.values)  # recall and precision; the third class has neither
+
+    counts = np.eye(40, dtype=int)
+    counts[3, 5], counts[7, 1] = 4, 9
+    write_confusion(folder / "confusion.csv", counts, [f"class {i}" for i in range(40)])
+    words = check(report_page([read_run(folder, "a")])).words  # too many to be shown whole: the pairs, the most frequent first
+    words = words[words.index("of the class") + 1 :]
+    assert words[:8] == ["class 7", "class 1", "9", "90.0%", "class 3", "class 5", "4", "80.0%"]
+
+
+@pytest.mark.parametrize("content", ["", "true\n", "true,a,b\na,1,2\n", "true,a,b\na,1,2\nc,1,2\n", "true,a\na,-1\n",
+                                     "true,a\na,1,2\n", "true,a\na,1e3\n", "a" * 200_000, "true,a\na," + "9" * 400 + "\n"])
+def test_a_confusion_matrix_that_is_none_is_named(tmp_path, content):
+    found = read_run(bare(tmp_path / "a", confusion_csv=content), "a")
+    assert not found.confusion and "confusion.csv: cannot be read" in " ".join(found.absent)
+    assert "Confusion" not in check(report_page([found])).words
+
+
+def test_the_command_of_a_run_has_its_zeros():
+    arguments = {"command": "train", "method": "wsi", "clip": 0.0, "calibration": 0, "quiet": False, "recompute": True,
+                 "rank": None}
+    assert command_of(arguments) == "wasi train --method wsi --clip 0.0 --calibration 0 --recompute"
+
+
+def test_language_models_are_told_by_their_perplexity(run, tmp_path):
+    result = json.loads((run / "result.json").read_text())
+    for name, task in (("lm", "lm"), ("vit", "image-classification")):
+        bare(tmp_path / name / "seed-0", task, result_json=json.dumps(result))
+    page = report_page([read_run(folder, label) for label, folder in find_runs([tmp_path]).items()])
+    found, words = check(page), " ".join(Page(page).words)
+    assert {repr(math.exp(result["val_loss"])), repr(100 * result["val_accuracy"])} <= set(found.values)
+    for title in ("Perplexity against memory", "Accuracy against memory", "Validation perplexity", "Validation accuracy"):
+        assert title in words
 
 
 @pytest.mark.parametrize("kept", [["config.json"], ["steps.csv"], ["result.json"], ["layers.json"],

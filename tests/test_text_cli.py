@@ -40,6 +40,12 @@ def test_language_modelling_and_generation_from_the_run(tmp_path, capsys):
         assert main(["evaluate", str(path), *words]) == 0  # the run knows that it was trained on bytes
         told.append(capsys.readouterr().out)
     assert "perplexity" in told[0] and told[0] == told[1] == told[2]
+    assert main(["evaluate", str(tmp_path / "run")]) == 0  # task, data and length too
+    assert capsys.readouterr().out == told[0]
+    assert main(["evaluate", str(tmp_path / "run"), "--length", "0"]) == 2
+    assert main(["evaluate", str(tmp_path / "run"), "--confusion", str(tmp_path / "c.csv")]) == 2
+    error = capsys.readouterr().err
+    assert "--length: expected at least 1 token, got 0" in error and "--confusion: a language model has no classes" in error
     alone = weights.rename(tmp_path / "alone.safetensors")
     assert main(["evaluate", str(alone), *words]) == 2
     assert "--tokenizer: expected it, or tokenizer.json or tokenizer.bin in " in capsys.readouterr().err

@@ -307,7 +307,7 @@ def _run_seeds(n=3):
 
 
 _LOGS = ("result.json", "steps.csv", "ranks.csv")  # read by plots and --resume
-_TOLD = ("config.json", "epochs.json", "layers.json", "subspaces.csv")  # and by reports
+_TOLD = ("config.json", "epochs.json", "layers.json", "subspaces.csv", "confusion.csv")  # and by reports
 
 
 def _read_run(path):
@@ -394,7 +394,7 @@ READERS = {
     "tokenizer-json": Reader("tokenizer.json", _read_tokenizer, _tokenizer_json_seeds),
     "plan": Reader("plan.json", _read_plan, lambda: list(_plan_seeds())),
     "run": Reader("run", _read_run, _run_seeds, _write_run),
-    "report": Reader("run", _read_report, lambda: _run_seeds(7), _write_report),
+    "report": Reader("run", _read_report, lambda: _run_seeds(8), _write_report),
     "tar": Reader("images.tar", _read_images, lambda: [_tar_bytes()]),
     "tar-gz": Reader("images.tar.gz", _read_images, lambda: [_tar_bytes(compressed=True)]),
     "npz": Reader("images.npz", _read_images, lambda: [_npz_bytes(np.savez), _npz_bytes(np.savez_compressed)]),

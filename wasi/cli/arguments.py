@@ -159,13 +159,13 @@ def evaluate(parser):
                       "--weights of wasi generate takes")
     add("--task", choices=TASKS, help="(default: what the model is for)")
     add("--data", help="as for wasi train: its validation or test part is taken, or, where it has no parts, the fifth that wasi "
-                       "train holds out (default: the shipped digits)")
+                       "train holds out (default: those of the run, else the shipped digits)")
     add("--all", action="store_true", help="every sample of data without parts, not the fifth alone")
     add("--tokenizer", help="as for wasi train (default: that of the run)")
-    add("--length", type=int, default=128, help="as for wasi train")
+    add("--length", type=int, help="as for wasi train (default: that of the run, else 128, or a shorter context of the model)")
     add("--limit-val", type=int, help="use at most so many samples")
     add("--batch-size", type=int, help="(default: 32)")
-    add("--seed", type=int, default=0, help="of the split where the data have but one, as for wasi train")
+    add("--seed", type=int, help="of the split where the data have but one, as for wasi train (default: that of the run, else 0)")
     add("--confusion", metavar="CSV", help="also write samples by true class (row) and predicted class (column)")
     add_machine_options(parser)
 
@@ -266,7 +266,7 @@ def predict(parser):
     add("--top", type=int, default=1, metavar="N", help="the N most probable classes")
     add("--batch-size", type=int, default=32, help="images or sentences at once")
     add("--tokenizer", help="as for wasi train (default: that of the run)")
-    add("--length", type=int, default=128, help="as for wasi train")
+    add("--length", type=int, help="as for wasi evaluate")
     add("--out", metavar="CSV", help="file to write (default: standard output)")
     add_machine_options(parser)
 

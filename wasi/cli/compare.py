@@ -9,7 +9,7 @@ from wasi.cli import build_parser, options
 from wasi.models.methods import METHODS
 from wasi.reports import comparison_table, environment_text, environments, plot_comparison, summarise_runs
 from wasi.training.checkpoint import list_checkpoints
-from wasi.training.runlog import read_result, write_json
+from wasi.training.runlog import reached, read_config, read_result, write_json
 
 # Differences in these do not make another run.
 _FREE = ("command", "out", "quiet", "resume", "checkpoint_every", "keep", "tensorboard")
@@ -20,7 +20,7 @@ def run(args):
         if not args.out:
             raise ValueError("--plot-only: expected --out to name the folder of the runs")
         return report(Path(args.out))
-    methods, seeds = split_methods(args.methods), split_seeds(args.seeds)
+    methods, seeds = split_methods(args.methods), options.numbers_of("--seeds", args.seeds)
     out = Path(args.out or time.strftime("runs/%Y%m%d-%H%M%S"))
     planned = []  # method, seed, folder, command line; seeds outside: each has run once before any runs again
     for seed in seeds:
@@ -29,6 +29,7 @@ def run(args):
             planned.append((method, seed, folder, words_of_run(args, method, seed, folder)))
     for _, _, folder, words in planned:
         check_settings(folder, words)
+    options.check_runs([(_parsed(words), method.split(":")[0]) for method, _, _, words in planned])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "compare.json", {"methods": methods, "seeds": seeds, "arguments": vars(args)})
     failed = 0
@@ -49,7 +50,7 @@ def run(args):
         if status or result is None:
             print(f"{label}: stopped; the same command goes on from here")
             return status or 1
-        print(f"{label}: {100 * result['val_accuracy']:.1f} %, {result['seconds_per_step']:.3f} s a step", flush=True)
+        print(f"{label}: {reached(result, args.task == 'lm')}, {result['seconds_per_step']:.3f} s a step", flush=True)
     return report(out) or failed
 
 
@@ -68,12 +69,6 @@ def split_methods(text):
     return methods
 
 
-def split_seeds(text):
-    if not all(s.strip().isdigit() for s in text.split(",")):
-        raise ValueError(f"--seeds: expected whole numbers separated by commas, got {text!r}")
-    return [int(s) for s in text.split(",")]
-
-
 def run_folder(out, method, seed):
     return out / method.replace(":", "_") / f"seed-{seed}"
 
@@ -89,27 +84,41 @@ def words_of_run(args, method, seed, folder):
             raise ValueError(f"--methods: {method}: expected option=value with an option of wasi train, got {setting!r}")
         changes[key] = value
     words = options.words_of(args, methods=None, seeds=None, plot_only=None, **changes, method=name, seed=seed, out=folder)
-    options.check_options(build_parser(words).parse_args(words), [name])  # argparse ends here at a bad value
+    options.check_options(_parsed(words), [name])  # argparse ends here at a bad value
     return words
+
+
+def _parsed(words):
+    return build_parser(words).parse_args(words)
 
 
 def check_settings(folder, words):
     """Raises ValueError where the folder has a run with other settings."""
     if not (folder / "config.json").exists():
         return
-    there = json.loads((folder / "config.json").read_text())["arguments"]
-    asked = vars(build_parser(words).parse_args(words))
+    there = read_config(folder)["arguments"]
+    asked = vars(_parsed(words))
     other = [f"{k} {there.get(k)!r}, not {v!r}" for k, v in asked.items() if k not in _FREE and there.get(k) != v]
     if other:
         raise ValueError(f"out: {folder} holds a run with other options ({'; '.join(other)}); name another folder")
 
 
-def report(out):
-    """Reads the runs, writes table, figure and results, and prints the table."""
+def read_plan(out):
+    """What compare.json says: methods, seeds, arguments. Raises FileNotFoundError, or ValueError where it is damaged."""
     try:
-        plan = json.loads((out / "compare.json").read_text())
+        plan = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+        if all(isinstance(plan[name], kind) for name, kind in (("methods", list), ("seeds", list), ("arguments", dict))):
+            return plan
     except FileNotFoundError:
         raise FileNotFoundError(f"out: {str(out)!r} holds no comparison (compare.json is missing)") from None
+    except (LookupError, RecursionError, TypeError, ValueError):
+        pass
+    raise ValueError(f"out: {out / 'compare.json'} was not written by wasi compare")
+
+
+def report(out):
+    """Reads the runs, writes table, figure and results, and prints the table."""
+    plan = read_plan(out)
     runs, missing = {}, []
     for method in plan["methods"]:
         for seed in plan["seeds"]:
@@ -120,7 +129,7 @@ def report(out):
                 runs.setdefault(method, {})[seed] = result
     if not runs:
         raise ValueError(f"out: {str(out)!r} has no finished run")
-    rows, machines = summarise_runs(runs), environments(runs)
+    rows, machines = summarise_runs(runs, plan["arguments"].get("task") == "lm"), environments(runs)
     table = comparison_table(rows) + "\n\n" + environment_text(machines)
     (out / "comparison.md").write_text(table + "\n")
     write_json(out / "results.json", {"arguments": plan["arguments"], "environments": machines, "methods": rows})

@@ -1,10 +1,10 @@
 """`wasi evaluate`: what a trained model reaches on a data set, in all and by class."""
 
 import math
+from pathlib import Path
 
 from wasi.cli import options, texts
-from wasi.cli.models import model_file
-from wasi.models import load_model
+from wasi.cli.models import classes_of, take_over
 from wasi.training.data import Loader, Transform
 from wasi.training.runlog import write_confusion
 from wasi.training.step import evaluate
@@ -13,14 +13,18 @@ from wasi.training.text import TokenLoader
 
 def run(args):
     options.set_machine(args)
-    images = args.task == "image-classification"
-    model, extra = load_model(model_file(args.model)) if images else texts.open_any(args.model)
+    model, extra = texts.open_any(args.model)
     if args.task not in (None, texts.task_of(model)):
         raise ValueError(f"--task: the model is for {texts.task_of(model)}, got {args.task}")
     args.task, args.weights, args.limit = texts.task_of(model), args.model, None  # the tokenizer lies beside the weights
+    take_over(args, model, ("data", "seed", "length"))
+    if args.confusion and args.task == "lm":
+        raise ValueError("--confusion: a language model has no classes")
+    if args.confusion and not Path(args.confusion).resolve().parent.is_dir():
+        raise ValueError(f"--confusion: expected a file in a folder that exists, got {args.confusion!r}")
     is_text = args.task != "image-classification"
     dataset, what = choose(args)
-    classes = tuple(extra.get("classes") or dataset.classes)
+    classes = tuple(classes_of(extra) or dataset.classes)
     if dataset.classes != classes:
         if is_text or not set(dataset.classes) <= set(classes):
             raise ValueError(f"--data: expected the model's classes {', '.join(classes)}, got {', '.join(dataset.classes)}")
@@ -59,7 +63,7 @@ def choose(args):
     else:
         _, chosen = splits["train"].split(0.8, args.seed)
         what = f"the fifth of {name} that wasi train holds out with --seed {args.seed} (--all: evaluate every one)"
-    if args.limit_val:
+    if args.limit_val is not None:
         chosen, what = chosen.subset(args.limit_val, args.seed), f"drawn from {what}"
     return chosen, what
 

@@ -11,10 +11,7 @@ from wasi.models import export, load_model
 def run(args):
     model, extra = load_model(model_file(args.model))
     kind = args.format or ("onnx" if args.out.endswith(".onnx") else "hugging-face" if model.architecture == "llama" else "timm")
-    try:
-        export(model, args.out, kind, args.factored, args.opset, classes_of(extra), args.overwrite)
-    except ImportError as error:
-        raise ValueError(error) from error
+    export(model, args.out, kind, args.factored, args.opset, classes_of(extra), args.overwrite)
     if kind == "hugging-face" and model.architecture == "llama":
         try:
             keep_tokenizer(None, args.model, Path(args.out))

@@ -9,7 +9,7 @@ from pathlib import Path
 import wasi
 from wasi.cli import texts
 from wasi.models import create_model, find_targets
-from wasi.models.methods import FACTORED, METHODS, MethodOptions, default_start
+from wasi.models.methods import FACTORED, METHODS, MethodOptions, check_method, default_start
 from wasi.training.augment import RandAugment
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
 from wasi.training.loop import EarlyStopping, ParamGroup, TrainConfig
@@ -78,8 +78,8 @@ def open_data(args):
     train_set, val_set = splits["train"], splits.get("val") or splits.get("test")
     if val_set is None:
         train_set, val_set = train_set.split(0.8, args.seed)
-    train_set = train_set.subset(args.limit, args.seed) if args.limit else train_set
-    val_set = val_set.subset(args.limit_val, args.seed) if args.limit_val else val_set
+    train_set = train_set if args.limit is None else train_set.subset(args.limit, args.seed)
+    val_set = val_set if args.limit_val is None else val_set.subset(args.limit_val, args.seed)
     return train_set, val_set
 
 
@@ -100,14 +100,15 @@ def tell_problems(dataset, first=0):
     return len(known)
 
 
-def make_model(args, train_set, val_set):
-    """The dense model to start from."""
+def make_model(args, train_set, val_set, blank=False):
+    """The dense model to start from; blank: without any values, for what depends on its layers alone."""
     if args.task != "image-classification":
-        return texts.make_decoder(args, train_set, val_set)
+        return texts.make_decoder(args, train_set, val_set, blank)
     if args.weights and (Path(args.weights).is_dir() or args.weights.endswith(".bin")):
         raise ValueError(f"--weights: expected a safetensors file, got {args.weights}; a decoder takes "
                          "--task text-classification or lm")
-    model = create_model(model_name(args), len(train_set.classes), args.img_size, args.weights, args.seed)
+    values = {"seed": None} if blank else {"weights": args.weights, "seed": args.seed}
+    model = create_model(model_name(args), len(train_set.classes), args.img_size, **values)
     if model.architecture == "llama":
         raise ValueError(f"--model: {args.model} takes text; expected --task text-classification or lm")
     return model
@@ -193,7 +194,7 @@ def method_options(args, model):
     rank, pattern, targets = args.rank, None, targets_of(args)
     if rank is None and args.share is None and args.variance is None and not args.weights:
         rank, pattern = quarter_ranks(model, targets)
-    ranks = args.activation_ranks and tuple(float(r) if "." in r else int(r) for r in args.activation_ranks.split(","))
+    ranks = numbers_of("--activation-ranks", args.activation_ranks, _number) if args.activation_ranks else None
     return MethodOptions(targets=targets, variance=0.9 if args.variance is None else args.variance, rank=rank, share=args.share,
                          rank_pattern=pattern, bits=args.bits or 4, start=args.start, alpha=args.alpha, lora_rank=args.lora_rank,
                          seed=args.seed, freeze=frozen(args), activation_ranks=ranks)
@@ -204,12 +205,22 @@ def frozen(args):
     return tuple(args.freeze.split(",")) if args.freeze else ()
 
 
-def calibration_batches(args, method, loader):
-    """The batches that the factors are chosen on, or None."""
+def n_calibration(args, method):
+    """How many batches the factors are chosen on."""
+    if method not in FACTORED:
+        return 0
+    if args.calibration is not None:
+        if args.calibration < 0:
+            raise ValueError(f"--calibration: expected a number of batches from 0, got {args.calibration}")
+        return args.calibration
     start = args.start or default_start(method, True, args.share)
     usual = 16 if start == "fisher" else 4  # gradients vary more than inputs do
-    n = (usual if args.weights or method.startswith("svd-llm") else 0) if args.calibration is None else args.calibration
-    return list(itertools.islice(loader, n if method in FACTORED else 0)) or None
+    return usual if args.weights or method.startswith("svd-llm") else 0
+
+
+def calibration_batches(args, method, loader):
+    """The batches that the factors are chosen on, or None."""
+    return list(itertools.islice(loader, n_calibration(args, method))) or None
 
 
 def own_options(args, method):
@@ -225,8 +236,6 @@ def check_task(args):
                               ("--img-size", args.img_size, not text)):
         if value is not None and not used:
             raise ValueError(f"{flag}: not an option of --task {args.task}")
-    if args.length < 1:
-        raise ValueError(f"--length: expected at least 1 token, got {args.length}")
 
 
 def check_options(args, methods):
@@ -242,6 +251,24 @@ def check_options(args, methods):
             raise ValueError(f"{flag}: expected a positive number of steps, got {value}")
         if value and not set(methods) & set(users):
             raise ValueError(f"{flag}: expected a method out of {', '.join(users)}, got {', '.join(methods)}")
+
+
+def check_runs(runs):
+    """Raises ValueError or OSError for what one of several runs, (args, method) each, would be refused for when its turn comes.
+
+    Data are opened, and a blank model is made, once for all runs with the same ones.
+    """
+    made = {}
+    for args, method in runs:
+        key = tuple(repr(getattr(args, name)) for name in ("task", "data", "limit", "limit_val", "model", "weights", "img_size",
+                                                           "tokenizer", "length", "last_layers"))
+        if key not in made:
+            train_set, val_set = open_data(args)
+            made[key] = train_set, make_model(args, train_set, val_set, blank=True)
+        train_set, model = made[key]
+        train_config(args, method, train_set)
+        augmentation_of(args)
+        check_method(model, method, method_options(args, model), n_calibration(args, method) > 0)
 
 
 def class_weights_of(args, train_set):
@@ -260,11 +287,16 @@ def class_weights_of(args, train_set):
 
 
 def numbers_of(flag, text, kind=int):
-    """The numbers of a list such as 20,30."""
+    """The numbers of a list such as 20,30, or 0.5,64 where kind makes either of a text."""
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{flag}: expected numbers separated by commas, got {text!r}") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{flag}: expected {what} separated by commas, got {text!r}") from None
+
+
+def _number(text):
+    return float(text) if "." in text else int(text)
 
 
 def param_groups_of(text):

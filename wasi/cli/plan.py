@@ -16,6 +16,7 @@ def run(args):
         raise ValueError(f"--calibration: expected at least 1 batch, got {args.calibration}")
     if not Path(args.out).resolve().parent.is_dir():
         raise ValueError(f"--out: expected a file in a folder that exists, got {args.out!r}")
+    ranks = options.numbers_of("--ranks", args.ranks) if args.ranks else None
     train_set, val_set = options.open_data(args)
     print(options.describe_data(args, train_set, val_set), flush=True)
     model = options.make_model(args, train_set, val_set)
@@ -32,18 +33,10 @@ def run(args):
         recompute=chosen[args.recompute], saved_bits=None if args.saved_bits == 32 else args.saved_bits,
         gradient_bits=args.gradient_bits, state_bits=args.state_bits, layerwise=chosen[args.layerwise],
         optimizer=kind, momentum=momentum, clip_norm=args.clip or None,
-        target_modules=options.targets_of(args), ranks=_ranks(args.ranks), start=args.start, ema=args.ema)
+        target_modules=options.targets_of(args), ranks=ranks, start=args.start, ema=args.ema)
     plan.save(args.out)
     if args.plot:
         plan.plot(args.plot)
     print(plan)
     print(f"planned in {time.perf_counter() - started:.1f} s, written to {args.out}")
     return 0
-
-
-def _ranks(text):
-    if text is None:
-        return None
-    if not all(r.strip().isdigit() for r in text.split(",")):
-        raise ValueError(f"--ranks: expected whole numbers separated by commas, got {text!r}")
-    return [int(r) for r in text.split(",")]

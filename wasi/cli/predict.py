@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import os
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from wasi.cli import options, texts
-from wasi.cli.models import classes_of, model_file
+from wasi.cli.models import classes_of, model_file, take_over
 from wasi.models import load_model
 from wasi.models.images import probabilities
+from wasi.models.weights import atomic_file
 from wasi.training.data import ImageError, Transform, read_image
 from wasi.training.dataset import SUFFIXES
 from wasi.training.text import TokenSet, open_lines
@@ -19,17 +21,18 @@ from wasi.training.text import TokenSet, open_lines
 
 def run(args):
     options.set_machine(args)
+    model, extra = load_model(model_file(args.model))
+    take_over(args, model, ("length",))
     for flag, value in (("--top", args.top), ("--batch-size", args.batch_size), ("--length", args.length)):
         if value < 1:
             raise ValueError(f"{flag}: expected at least 1, got {value}")
-    model, extra = load_model(model_file(args.model))
     if texts.task_of(model) == "lm":
         raise ValueError("model: expected a classifier, got a language model, which wasi generate takes")
     classes = classes_of(extra) or [str(i) for i in range(model.config.num_classes)]
     numbers = [""] if args.top == 1 else range(1, min(args.top, len(classes)) + 1)
     what, batches = ("sentence", sentences(args, model)) if model.architecture == "llama" else ("file", images(args, model))
     n_read = 0
-    with open(args.out, "w", newline="") if args.out else contextlib.nullcontext(sys.stdout) as file:
+    with text_file(args.out) if args.out else contextlib.nullcontext(sys.stdout) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([what, *(f"{word}{i}" for i in numbers for word in ("class", "probability"))])
         for names, inputs in batches:
@@ -37,8 +40,8 @@ def run(args):
                 best = np.argsort(-row, kind="stable")[: len(numbers)]
                 table.writerow([name, *(cell for k in best for cell in (classes[k], f"{row[k]:.4f}"))])
             n_read += len(names)
-    if not n_read:
-        raise ValueError(f"inputs: expected some {what}s that can be read, got none in {', '.join(args.inputs)}")
+        if not n_read:
+            raise ValueError(f"inputs: expected some {what}s that can be read, got none in {', '.join(args.inputs)}")
     return 0
 
 
@@ -69,6 +72,15 @@ def images(args, model):
             names, pixels = [], []
     if names:
         yield names, np.concatenate(pixels)
+
+
+@contextlib.contextmanager
+def text_file(path):
+    """A context that gives a file to write text to, which appears whole or not at all."""
+    with atomic_file(path) as binary:
+        file = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        yield file
+        file.detach()  # what is in its buffer is in the binary file's now
 
 
 def images_at(name):

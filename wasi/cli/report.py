@@ -1,9 +1,10 @@
 """`wasi report`: one HTML page of run folders."""
 
+import argparse
 import shlex
 from pathlib import Path
 
-from wasi.cli import build_parser
+from wasi.cli import build_parser, options
 from wasi.reports import find_runs, read_run, report_page
 from wasi.training.runlog import write_text
 
@@ -27,9 +28,5 @@ def command_of(arguments):
     if not isinstance(arguments, dict):
         return None
     defaults = vars(build_parser(["train"]).parse_args(["train"]))
-    words = ["wasi", "train"]
-    for name, value in arguments.items():
-        if name != "command" and value not in (None, False) and value != defaults.get(name):
-            words.append("--" + name.replace("_", "-"))
-            words += [] if value is True else [str(value)]
-    return shlex.join(words)
+    changed = argparse.Namespace(**{name: value for name, value in arguments.items() if value != defaults.get(name)})
+    return shlex.join(["wasi", *options.words_of(changed)])

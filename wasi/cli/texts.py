@@ -1,21 +1,19 @@
 """What the text tasks of `wasi train` are made from: tokenizer, data, decoder, loaders."""
 
 import itertools
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 import wasi
-from wasi.cli.models import model_file
+from wasi.cli.models import model_file, run_folder, settings_of_run
 from wasi.models import load_model
 from wasi.models.chat import COMPANIONS
-from wasi.models.llama import LLAMA_CONFIGS, PADDING
-from wasi.models.llama_files import is_published, weight_files
+from wasi.models.llama import LLAMA_CONFIGS, PADDING, Llama, random_arrays
+from wasi.models.llama_files import is_published, open_llama, weight_files
 from wasi.models.tokenizer import ByteTokenizer, load_tokenizer
 from wasi.models.weights import TensorFile
-from wasi.training.checkpoint import FOLDER as CHECKPOINTS
 from wasi.training.text import TokenLoader, open_sentences, open_windows
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.bin")  # files that are looked for beside weights; llama2.c's ends in .bin
@@ -30,23 +28,13 @@ def find_tokenizer(name, weights):
         return None if name == "bytes" else Path(name)
     if weights is None:
         return None
-    weights = Path(weights)
-    folder = weights if weights.is_dir() else weights.parent
-    folder = folder.parent if folder.name == CHECKPOINTS else folder
+    folder = run_folder(weights)
     for file in TOKENIZERS:
         if (folder / file).is_file():
             return folder / file
-    if _trained_on_bytes(folder):
+    if settings_of_run(weights).get("tokenizer") == "bytes":
         return None
     raise FileNotFoundError(f"--tokenizer: expected it, or {' or '.join(TOKENIZERS)} in {str(folder)!r}, which has neither")
-
-
-def _trained_on_bytes(folder):
-    """Whether the config.json of a run folder says so."""
-    try:
-        return json.loads((folder / "config.json").read_text())["tokenizer"] == "bytes"
-    except (LookupError, OSError, RecursionError, TypeError, ValueError):  # no run folder
-        return False
 
 
 def open_tokenizer(name, weights):
@@ -101,6 +89,8 @@ def task_of(model):
 
 def open_texts(args):
     """The data sets of the text tasks by split."""
+    if args.length < 1:
+        raise ValueError(f"--length: expected at least 1 token, got {args.length}")
     if not args.data:
         wanted = "a text file" if args.task == "lm" else "a folder with train.tsv"
         raise ValueError(f"--data: expected {wanted} for --task {args.task}, got none")
@@ -112,24 +102,30 @@ def decoder_name(args):
     return args.model or (Path(args.weights).name if args.weights else "llama_micro")
 
 
-def make_decoder(args, train_set, val_set):
-    """The model of --weights, or a new one of --model whose vocabulary is the tokenizer's. Raises ValueError where texts do not
-    fit it.
+def make_decoder(args, train_set, val_set, blank=False):
+    """The model of --weights, or a new one of --model whose vocabulary is the tokenizer's; blank: without any values.
+
+    Raises ValueError where texts do not fit it.
     """
     num_classes = None if args.task == "lm" else len(train_set.classes)
-    if args.weights:
+    if not args.weights:
+        model = _new_decoder(args, num_classes, None if blank else args.seed)
+    elif blank:
+        model = Llama(open_llama(args.weights, num_classes)[0], random_arrays(None))
+    else:
         model = wasi.load_llama(args.weights, num_classes, args.last_layers, args.seed)
-        check_texts(model, train_set, val_set)
-        return model
-    name = decoder_name(args)
-    if name not in LLAMA_CONFIGS:
-        raise ValueError(f"--model: expected one of {', '.join(LLAMA_CONFIGS)} for --task {args.task}, got {name!r}")
-    vocabulary = len(open_tokenizer(args.tokenizer, None))
-    model = wasi.create_model(name, num_classes, seed=args.seed, vocab_size=vocabulary)
     check_texts(model, train_set, val_set)
     if args.last_layers is not None:
         model.train_last(args.last_layers)
     return model
+
+
+def _new_decoder(args, num_classes, seed):
+    name = decoder_name(args)
+    if name not in LLAMA_CONFIGS:
+        raise ValueError(f"--model: expected one of {', '.join(LLAMA_CONFIGS)} for --task {args.task}, got {name!r}")
+    vocabulary = len(open_tokenizer(args.tokenizer, None))
+    return wasi.create_model(name, num_classes, seed=seed, vocab_size=vocabulary)
 
 
 def check_texts(model, *datasets):

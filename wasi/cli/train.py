@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,15 @@ from wasi.models.plan import Plan
 from wasi.training.checkpoint import checkpoint_path, list_checkpoints, newest_checkpoint
 from wasi.training.loop import train
 from wasi.training.memory import mib, release_freed, rss_bytes
-from wasi.training.runlog import RunFolder, environment, plot_curves, read_result, read_steps
+from wasi.training.runlog import (
+    RunFolder,
+    environment,
+    plot_curves,
+    reached,
+    read_config,
+    read_result,
+    read_steps,
+)
 
 # A run that goes on may have others of these.
 _FREE = ("command", "out", "resume", "quiet", "threads", "data", "checkpoint_every", "keep", "tensorboard")
@@ -37,6 +44,7 @@ def run(args):
         if train_one(args, methods[0], out, plan).interrupted:
             return stopped(out)
     else:
+        options.check_runs([(args, method) for method in methods])
         for method in methods:
             if args.resume and read_result(out / method) is not None:
                 continue
@@ -56,11 +64,7 @@ def stopped(out):
 
 def resume_one(args, out):
     """Goes on with the run in a folder, by the options that it was started with; returns the exit status."""
-    try:
-        config = json.loads((out / "config.json").read_text())
-        config["arguments"], config["method"]
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"--resume: config.json of {str(out)!r} was not written by wasi train") from None
+    config = read_config(out)
     started, defaults = config["arguments"], vars(build_parser(["train"]).parse_args(["train"]))
     given = {k: v for k, v in vars(args).items() if v != defaults[k]}
     other = [f"--{k.replace('_', '-')} {started.get(k, defaults[k])}, not {v}" for k, v in given.items()
@@ -134,24 +138,23 @@ def summarise(out, methods, task):
     curves, better = {}, []
     for method, folder in folders.items():
         r = json.loads((folder / "result.json").read_text())
-        losses = [epoch["val_loss"] for epoch in r["epochs"]]
-        reached = f"{math.exp(r.get('val_loss', losses[-1])):.2f}" if language and losses else f"{100 * r['val_accuracy']:.1f} %"
-        lines.append(f"| {method} | {r['parameters']:,} | {reached} | {r['seconds_per_step']:.3f} | "
+        value = reached(r, language).partition(" ")[2]
+        lines.append(f"| {method} | {r['parameters']:,} | {value} | {r['seconds_per_step']:.3f} | "
                      f"{mib(r['peak_rss_above_start_bytes']):.0f} MiB | {mib(r['step_peak_bytes']):.0f} MiB |")
-        better += better_epoch(method, folder, r)
+        better += better_epoch(method, folder, r, language)
         curves[method] = (read_steps(folder / "steps.csv"), r["epochs"])
     table = "\n".join(lines)
     (out / "summary.md").write_text(table + "\n")
     if len(methods) > 1:
-        plot_curves(curves, out / "curves.png")
+        plot_curves(curves, out / "curves.png", language)
     return "\n".join([table, *better, f"written to {out}"])
 
 
-def better_epoch(method, folder, result):
+def better_epoch(method, folder, result, language=False):
     """A line for people, in a list, where an earlier epoch was better than the model that a run left."""
     best = result.get("best")
     file = checkpoint_path(folder, best["step"]) if best else None
     if file is None or best["val_loss"] == result.get("val_loss") or result["config"].get("ema") or not file.is_file():
         return []  # of averaged weights a checkpoint is not the model that was validated
-    return [f"{method} was best in epoch {best['epoch']}, top-1 {100 * best['val_accuracy']:.1f} %, loss {best['val_loss']:.3f}: "
+    return [f"{method} was best in epoch {best['epoch']}, {reached(best, language)}, loss {best['val_loss']:.3f}: "
             f"{file} (--early-stopping leaves that model)"]

@@ -13,12 +13,14 @@ import numpy as np
 from wasi.drawing import STYLE, new_figure, to_svg
 from wasi.reports import comparison, curves, layers
 from wasi.reports.runs import number, text
-from wasi.training.runlog import draw_accuracy, draw_loss
+from wasi.training.runlog import draw_accuracy, draw_loss, draw_perplexity, perplexity
 
 MIB = 2**20
 OPEN_RUNS = 2  # more runs than this are folded away
 LONGEST_TEXT = 2000  # characters of a piece of text from a run folder
 LONGEST_TABLE = 2000  # rows
+MOST_CLASSES = 30  # of a confusion matrix that is shown whole
+MOST_PAIRS = 30  # of classes that are told of larger ones
 
 _CSS = STYLE + """
 :root{--paper:#fff;--soft:#f4f6f8;--dim:#5b6470}
@@ -38,6 +40,8 @@ svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",san
 .scroll{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-size:.88rem;margin:.4rem 0}
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--grid);font-variant-numeric:tabular-nums}
 th{font-weight:600}td:first-child,th:first-child,td.text{text-align:left}td{white-space:nowrap}
+.cell{display:block;margin:-.25rem -.7rem;padding:.25rem .7rem;
+background:color-mix(in srgb,var(--c0) calc(var(--part)*55%),transparent)}
 td.long{white-space:normal;overflow-wrap:anywhere;text-align:left}
 pre{background:var(--soft);border-radius:6px;padding:.7rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.88rem}
 .absent{border-left:4px solid var(--c1);background:var(--soft);padding:.5rem .9rem;margin:.8rem 0;border-radius:0 6px 6px 0}
@@ -133,14 +137,14 @@ def _method_and_seed(run):
     return (_clean(of_seed[1].rpartition("/")[2]), int(of_seed[2])) if of_seed else (_clean(run.label), 0)
 
 
-def _by_method(runs):
+def _by_method(runs, language):
     """{method: {seed: result}} of the runs whose results are whole, as `summarise_runs` takes them; and the others' labels."""
     found, left = {}, []
     for run in runs:
         name, seed = _method_and_seed(run)
         try:
-            whole = all(math.isfinite(value_of(run.result)) for value_of, _ in comparison.METRICS.values())
-        except (KeyError, TypeError, OverflowError):
+            whole = all(math.isfinite(value_of(run.result)) for value_of, _ in comparison.metrics_of(language).values())
+        except (LookupError, TypeError, OverflowError):
             whole = False
         if whole and run.result.get("interrupted") is not True and seed not in found.get(name, {}):
             found.setdefault(name, {})[seed] = run.result
@@ -150,20 +154,27 @@ def _by_method(runs):
 
 
 def _compared(runs, figures):
-    """The parts of the page that set runs side by side."""
-    parts = ["<h2>Side by side</h2>"]
-    methods, left = _by_method(runs)
+    """The parts of the page that set runs side by side: classifiers, and language models."""
+    kinds = {False: [run for run in runs if not run.of_language_model], True: [run for run in runs if run.of_language_model]}
+    return ["<h2>Side by side</h2>",
+            *(part for language, some in kinds.items() if some for part in _compared_alike(some, language, figures))]
+
+
+def _compared_alike(runs, language, figures):
+    """The same of runs that are judged alike."""
+    parts = []
+    methods, left = _by_method(runs, language)
     if methods:
-        rows = comparison.summarise_runs(methods)
+        rows = comparison.summarise_runs(methods, language)
         cells = []
         for row in rows:
             line = [_text(row["method"])]
-            for name, (_, form) in comparison.METRICS.items():
+            for name, (_, form) in comparison.metrics_of(language).items():
                 value = row[name]
                 spread = f" ± {form.format(value['std'])}" if value["max"] > value["min"] else ""
                 line.append(f'<data value="{value["mean"]!r}">{escape(form.format(value["mean"]) + spread)}</data>')
             cells.append([*line, str(len(row["seeds"])), _text(", ".join(row["on_front"]))])
-        parts.append(_table(["method", *comparison.METRICS, "seeds", "Pareto front"], cells))
+        parts.append(_table(["method", *comparison.metrics_of(language), "seeds", "Pareto front"], cells))
         parts.append('<p class="dim">Mean ± deviation over seeds. The peak is the process\'s above its start; what is trained, '
                      "frozen, gradient, optimiser and saved is counted.</p>")
         if len({repr(run.environment) for run in runs}) > 1:
@@ -174,9 +185,10 @@ def _compared(runs, figures):
     series = list(dict.fromkeys(_method_and_seed(run)[0] for run in runs))
     if methods:
         for label in ("memory", "time"):
-            drawn.append(figures(f"Accuracy against {label}; the line is the Pareto front", _against, rows, label, series))
+            title = f"{'Perplexity' if language else 'Accuracy'} against {label}; the line is the Pareto front"
+            drawn.append(figures(title, _against, rows, label, series))
     for title, draw, shown in (("Training loss, smoothed", draw_loss, [run for run in runs if run.steps]),
-                               ("Validation accuracy", draw_accuracy, [run for run in runs if run.epochs])):
+                               (*_quality(language), [run for run in runs if run.epochs])):
         if shown:
             title += ", a line a seed" if len(series) < len(runs) else ""
             drawn.append(figures(title, _drawn_by_method, draw, shown, series))
@@ -194,6 +206,11 @@ def _drawn_by_method(axes, draw, runs, series):
     draw(axes, {run.label: (_columns(run), run.epochs) for run in runs}, {k: series.index(m) for k, m in methods.items()})
     named = dict(zip(methods.values(), axes.get_lines()))
     axes.figure.legend(list(named.values()), list(named), loc="outside lower left", ncols=2 if len(named) > 3 else 1)
+
+
+def _quality(language):
+    """(title, function that draws it by epoch) of what runs are judged by."""
+    return ("Validation perplexity", draw_perplexity) if language else ("Validation accuracy", draw_accuracy)
 
 
 def _columns(run):
@@ -218,7 +235,7 @@ def _section(run, command, figures):
         one = {_clean(run.label): (_columns(run), run.epochs)}
         drawn.append(figures("Training loss, smoothed", draw_loss, one))
         if run.epochs:
-            drawn.append(figures("Validation accuracy", draw_accuracy, one))
+            drawn.append(figures(*_quality(run.of_language_model), one))
         for column, title, unit in (("lr", "Learning rate", ""), ("grad_norm", "Gradient norm before clipping", ""),
                                     ("seconds", "Seconds a step", "s")):
             if any(map(math.isfinite, run.column(column))):
@@ -230,7 +247,7 @@ def _section(run, command, figures):
                  "val_accuracy": "{:.2%}", "seconds": "{:.1f}"}
         parts.append(_folded("Epochs", _table([k.replace("_", " ") for k in forms],
                                               [[_data(e[k], form) for k, form in forms.items()] for e in run.epochs])))
-    parts += _memory(run, figures) + _layers(run, figures) + _ranks(run, figures) + _angles(run, figures)
+    parts += _confusion(run) + _memory(run, figures) + _layers(run, figures) + _ranks(run, figures) + _angles(run, figures)
     parts += _environment(run, command)
     return "\n".join(parts)
 
@@ -238,10 +255,9 @@ def _section(run, command, figures):
 def _tiles(run):
     """The figures that one looks for first, of those that are known."""
     result, last = run.result, run.epochs[-1] if run.epochs else {}
-    language = (run.config.get("arguments") or {}).get("task") == "lm" if isinstance(run.config.get("arguments"), dict) else False
     accuracy, loss = number(last, "val_accuracy"), number(last, "val_loss")
-    if language:
-        first = ("validation perplexity", None if loss is None else _data(math.exp(min(loss, 700)), "{:.2f}"))
+    if run.of_language_model:
+        first = ("validation perplexity", None if loss is None else _data(perplexity(last), "{:.2f}"))
     else:
         first = ("validation top-1", None if accuracy is None else _data(accuracy, "{:.1%}"))
     flops, seconds = number(result, "flops_per_image"), number(result, "seconds_per_step")
@@ -255,6 +271,29 @@ def _tiles(run):
              ("GFLOP a sample and step", None if flops is None else _data(flops / 1e9, "{:.3f}"))]
     return ('<dl class="tiles">' + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles if value)
             + "</dl>")
+
+
+def _confusion(run):
+    """What was taken for what: the whole matrix, or of many classes the pairs that were confused most."""
+    names, counts = [_text(name) for name in run.classes], run.confusion
+    if not names:
+        return []
+    parts = ["<h3>Confusion</h3>",
+             '<p class="dim">Validation samples by what they are and what they were taken for, in the last epoch, or in the best '
+             "one where its model was restored.</p>"]
+    sums, predicted = [sum(row) for row in counts], [sum(column) for column in zip(*counts)]
+    if len(names) > MOST_CLASSES:
+        pairs = sorted(((n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j),
+                       key=lambda pair: -pair[0])
+        rows = [[names[i], names[j], _data(n), _data(n / sums[i], "{:.1%}")] for n, i, j in pairs[:MOST_PAIRS]]
+        return [*parts, _table(["true class", "taken for", "samples", "of the class"], rows)]
+    rows = []
+    for i, (name, row) in enumerate(zip(names, counts)):
+        shades = (f'<span class="cell" style="--part:{n / max(sums[i], 1):.3f}">{_data(n)}</span>' for n in row)
+        rows.append([name, *shades, _data(row[i] / sums[i] if sums[i] else None, "{:.1%}")])  # its recall
+    precision = [counts[j][j] / n if n else None for j, n in enumerate(predicted)]
+    rows.append(["<strong>precision</strong>", *(_data(share, "{:.1%}") for share in precision), ""])
+    return [*parts, _table(["true class", *run.classes, "recall"], rows)]
 
 
 def _memory(run, figures):

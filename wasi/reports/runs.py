@@ -4,6 +4,7 @@ Nothing is trusted: what is missing or has another form than expected is left ou
 """
 
 import csv
+import io
 import json
 import math
 import re
@@ -33,11 +34,19 @@ class Run:
     layers_step: int | None = None  # the step after which they were counted
     ranks: list = field(default_factory=list)  # rows of ranks.csv
     subspaces: list = field(default_factory=list)  # rows of subspaces.csv
+    classes: list = field(default_factory=list)  # of confusion.csv, whose rows are:
+    confusion: list = field(default_factory=list)  # lists of samples by predicted class, one a true class
     absent: list = field(default_factory=list)  # sentences
 
     @property
     def method(self):
         return text(self.config, "method") or "unknown method"
+
+    @property
+    def of_language_model(self):
+        """Whether perplexity says what it reached."""
+        arguments = self.config.get("arguments")
+        return isinstance(arguments, dict) and arguments.get("task") == "lm"
 
     @property
     def environment(self):
@@ -132,7 +141,29 @@ def read_run(path, label):
                                   ("subspaces", SUBSPACE_FIELDS, ("step", "mean_degrees", "largest_degrees"))):
         if (run.path / f"{name}.csv").exists():
             setattr(run, name, _read_rows(run, f"{name}.csv", "", numbers, numbers, [f for f in fields if f not in numbers]))
+    if (run.path / "confusion.csv").exists():
+        _read_confusion(run)
     return run
+
+
+def _read_confusion(run):
+    """Takes in confusion.csv, or a line in `absent`."""
+    try:
+        (_, *names), *rows = list(csv.reader(io.StringIO(_text_of(run, "confusion.csv"), newline=""))) or [[""]]
+        if not names or [row[:1] for row in rows] != [[name] for name in names] or not all(
+                len(row) == 1 + len(names) and all(re.fullmatch(r"[0-9]{1,15}", cell) for cell in row[1:]) for row in rows):
+            raise ValueError("not a square table of counts by class")
+        run.classes, run.confusion = names, [[int(cell) for cell in row[1:]] for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        run.absent.append(f"confusion.csv: cannot be read ({error})")
+
+
+def _text_of(run, name):
+    """The text of a file of a run folder."""
+    if (run.path / name).stat().st_size > LARGEST_FILE:
+        raise ValueError(f"larger than {LARGEST_FILE} bytes")
+    with open(run.path / name, errors="replace", newline="") as file:
+        return file.read()
 
 
 def _read_json(run, name, meaning, kind):
@@ -156,9 +187,7 @@ def _read_rows(run, name, meaning, needed, numbers, texts=()):
     """The rows of a CSV file whose `needed` columns are finite numbers; other numbers are NaN where they are not."""
     rows, n_bad = [], 0
     try:
-        if (run.path / name).stat().st_size > LARGEST_FILE:
-            raise ValueError(f"larger than {LARGEST_FILE} bytes")
-        content = (run.path / name).read_text(errors="replace")
+        content = _text_of(run, name)
         for record in csv.DictReader(content.splitlines(keepends=True)):
             row = {k: _number_of(record.get(k)) for k in numbers} | {k: record.get(k) for k in texts}
             whole = None not in record and None not in record.values()

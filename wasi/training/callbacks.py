@@ -14,6 +14,7 @@ from wasi.training.runlog import (
     STEP_FIELDS,
     SUBSPACE_FIELDS,
     CsvLog,
+    reached,
     write_confusion,
 )
 from wasi.training.subspaces import SubspaceLog
@@ -203,7 +204,7 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, run, record):
         self._tell(f"epoch {record['epoch']} of {run.config.epochs}: loss {record['train_loss']:.3f}, validation loss "
-                   f"{record['val_loss']:.3f}, top-1 {100 * record['val_accuracy']:.1f} %, {record['seconds']:.1f} s"
+                   f"{record['val_loss']:.3f}, {reached(record, run.is_language_model)}, {record['seconds']:.1f} s"
                    f"{self._time_left(run)}")
 
     def on_train_end(self, run):

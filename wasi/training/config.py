@@ -86,10 +86,12 @@ class TrainConfig:
             raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.monitor not in MONITORS:
             raise ValueError(f"monitor: expected one of {', '.join(MONITORS)}, got {self.monitor!r}")
-        for name, least in (("epochs", 1), ("keep", 1), ("n_warmup", 0), ("ema_every", 1), ("seed", 0)):
+        for name, least in (("epochs", 1), ("keep", 1), ("n_warmup", 0), ("ema_every", 1), ("seed", 0), ("track_subspaces", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        for name in ("mixup", "cutmix", "min_lr"):
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch: expected at least 1 sample or None, got {self.micro_batch}")
+        for name in ("lr", "weight_decay", "mixup", "cutmix", "min_lr"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected a number from 0, got {getattr(self, name)}")
         if self.layerwise and self.micro_batch is not None:
@@ -100,6 +102,8 @@ class TrainConfig:
                              f"{self.schedule!r}")
         if any(a >= b for a, b in zip((0, *self.milestones), self.milestones)):
             raise ValueError(f"milestones: expected increasing epochs from 1, got {self.milestones}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum}")
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma: expected a number above 0, up to 1, got {self.gamma}")
         if not 0 < self.layer_lr_decay <= 1:

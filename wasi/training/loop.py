@@ -113,6 +113,11 @@ class Run:
         return max(self.progress.step_peak_bytes, self.arena.stats()["peak_bytes"])
 
     @property
+    def is_language_model(self):
+        """Whether it is judged by its perplexity: its model tells no classes apart."""
+        return getattr(self.model.config, "num_classes", 0) is None
+
+    @property
     def saves(self):
         """Whether it writes checkpoints."""
         return self.folder is not None and self.config.checkpoint_every != 0
@@ -207,7 +212,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
         if not (interrupt.asked and run.saves):  # else the checkpoint is the model, and nothing keeps the user waiting
             save_model(model, folder.path / "model.safetensors", {"classes": classes})
             if now.records:
-                plot_curves({label: (read_steps(folder.path / "steps.csv"), now.records)}, folder.path / "curves.png")
+                plot_curves({label: (read_steps(folder.path / "steps.csv"), now.records)}, folder.path / "curves.png",
+                            run.is_language_model)
         # Last: where it lies, the run is whole.
         folder.write_json("result.json", {**asdict(result), "config": asdict(config), "environment": environment()})
     return result

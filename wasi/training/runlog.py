@@ -2,7 +2,9 @@
 
 import csv
 import fcntl
+import io
 import json
+import math
 import os
 import platform
 import tempfile
@@ -113,16 +115,21 @@ class CsvLog:
 
 
 def _header(path):
+    """The first row of a CSV file; an empty one where there is none."""
     with open(path, newline="") as file:
-        return next(csv.reader(file))
+        return next(csv.reader(file), [])
 
 
 def write_confusion(path, confusion, classes):
-    """Writes samples by true class (row) and predicted class (column) to a CSV file; classes: names, or () for numbers."""
-    names = list(classes) or list(range(len(confusion)))
-    with open(path, "w", newline="") as file:
-        rows = ([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
-        csv.writer(file).writerows([["true", *names], *rows])
+    """Writes samples by true class (row) and predicted class (column) to a CSV file, which appears whole or not at all.
+
+    confusion: (classes, classes) integers; classes: their names; what has none, as a model may tell more classes apart than the
+    data have, goes by its number.
+    """
+    names = [*classes, *range(len(classes), len(confusion))]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([["true", *names], *([name, *row] for name, row in zip(names, confusion.tolist()))])
+    write_text(path, text.getvalue())
 
 
 def read_csv(path):
@@ -159,6 +166,21 @@ def _cpu_model():
     return platform.processor() or "unknown"
 
 
+def read_config(path):
+    """The config.json that `wasi train` wrote to a run folder, as a dict with `method` and the dict `arguments`.
+
+    Raises ValueError, naming the file, where it is none; FileNotFoundError.
+    """
+    file = Path(path) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(config["method"], str) and isinstance(config["arguments"], dict):
+            return config
+    except (LookupError, RecursionError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{file}: not written by wasi train")
+
+
 def read_result(path):
     """The result.json of a run folder as a dict, or None where no run has ended there on its own.
 
@@ -172,6 +194,17 @@ def read_result(path):
         return None if result["interrupted"] else result
     except (LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not the result of a run ({type(error).__name__}: {error})") from error
+
+
+def perplexity(record):
+    """exp of the validation loss of a run's result, or of one of its epochs."""
+    loss = record["val_loss"] if "val_loss" in record else record["epochs"][-1]["val_loss"]  # not in results of older versions
+    return math.exp(min(loss, 700.0))
+
+
+def reached(record, language):
+    """What a run, or an epoch of it, reached, for people. record: as of `perplexity`; language: whether of a language model."""
+    return f"perplexity {perplexity(record):.2f}" if language else f"top-1 {100 * record['val_accuracy']:.1f} %"
 
 
 def read_steps(path):
@@ -201,23 +234,34 @@ def draw_loss(axes, runs, series=None):
 
 def draw_accuracy(axes, runs, series=None):
     """Draws validation accuracy by epoch. runs, series: as `draw_loss` takes them."""
+    _draw_epochs(axes, runs, series, lambda epoch: 100 * epoch["val_accuracy"])
+    axes.set(ylabel="top-1 %", title="Validation accuracy")
+
+
+def draw_perplexity(axes, runs, series=None):
+    """Draws validation perplexity by epoch. runs, series: as `draw_loss` takes them."""
+    _draw_epochs(axes, runs, series, perplexity)
+    axes.set(ylabel="perplexity", title="Validation perplexity")
+
+
+def _draw_epochs(axes, runs, series, value_of):
     for i, (label, (_, epochs)) in _numbered(runs, series):
-        axes.plot([e["epoch"] for e in epochs], [100 * e["val_accuracy"] for e in epochs], label=label, **series_style(i))
+        axes.plot([e["epoch"] for e in epochs], [value_of(e) for e in epochs], label=label, **series_style(i))
     whole_ticks(axes)
-    axes.set(xlabel="epoch", ylabel="top-1 %", title="Validation accuracy")
+    axes.set(xlabel="epoch")
 
 
 def _numbered(runs, series):
     return [(series[label] if series else i, (label, run)) for i, (label, run) in enumerate(runs.items())]
 
 
-def plot_curves(runs, path):
-    """Draws loss by step and accuracy by epoch of several runs into a PNG.
+def plot_curves(runs, path, language=False):
+    """Draws loss by step and accuracy, or of language models perplexity, by epoch of several runs into a PNG.
 
     runs: {label: (columns of read_steps, list of epoch records)}.
     """
     with new_figure(10, 4, 1, 2) as (figure, ((left, right),)):
         draw_loss(left, runs)
-        draw_accuracy(right, runs)
+        (draw_perplexity if language else draw_accuracy)(right, runs)
         right.legend()
         save_png(figure, path)
