@@ -33,6 +33,12 @@ def test_bad_arguments_are_refused_or_harmless(name):
 
 
 @pytest.mark.parametrize("name", bindings.CALLS)
+def test_sizes_of_none_one_and_many(name):
+    for arguments, keywords in bindings.resized_calls(name):
+        bindings.run_bad(name, arguments, keywords)
+
+
+@pytest.mark.parametrize("name", bindings.CALLS)
 def test_good_and_failing_calls_leave_nothing_behind(name):
     grown, references, blocks = bindings.soak(name, 600)
     assert references == 0 and abs(blocks) <= bindings.MOST_BLOCKS and grown < bindings.MOST_BYTES

@@ -62,7 +62,7 @@ address)
     trap 'cat report.* 2> /dev/null || true' EXIT
     case ${1:-} in
     --quick)
-        watched python -m pytest -q -p no:cacheprovider tests/test_bindings.py -k "refused or numbers or sequences or list"
+        watched python -m pytest -q -p no:cacheprovider tests/test_bindings.py -k "refused or sizes or numbers or sequences or list"
         watched python -m pytest -q -p no:cacheprovider tests/test_conv.py tests/test_linear.py
         ;;
     "" | --part) by_file "${2:-1/1}" ;;

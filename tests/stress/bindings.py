@@ -231,6 +231,25 @@ def bad_calls(name):
             yield [arguments[0], *[arguments[0] if isinstance(a, np.ndarray) else a for a in arguments[1:]]], keywords  # aliases
 
 
+def resized_calls(name):
+    """(arguments, keywords): every size of a good call 0, 1 and 17 times what it is, wherever it stands in shapes and numbers."""
+    for row in CALLS[name]:
+        arguments, keywords = split(row)
+        values = [a for value in (*arguments, *keywords.values()) for a in (value if isinstance(value, list) else [value])]
+        for size in {n for a in values if isinstance(a, np.ndarray) for n in a.shape}:
+            for other in (0, 1, 17 * size):
+                yield ([_resized(a, size, other) for a in arguments],
+                       {key: _resized(a, size, other) for key, a in keywords.items()})
+
+
+def _resized(value, size, other):
+    if isinstance(value, list):
+        return [_resized(item, size, other) for item in value]
+    if isinstance(value, np.ndarray) and size in value.shape:
+        return np.zeros([other if n == size else n for n in value.shape], value.dtype)
+    return other if type(value) is int and value == size else value
+
+
 def _names_of(name):
     """The names of a function's arguments, by position."""
     return [part.split("=")[0].strip() for part in getattr(_core, name).__doc__.partition("(")[2].partition(")")[0].split(",")]
