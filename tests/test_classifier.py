@@ -122,7 +122,13 @@ def test_bad_input_is_refused_by_name(squares):
             ({}, X, None, "requires y to be passed"), ({}, X, np.linspace(0, 1, 60), "Unknown label type")]:
         with pytest.raises((TypeError, ValueError), match=message):
             tiny(**options).fit(samples, labels)
+    with pytest.raises(ValueError, match="patience: expected at least 1 epoch, got 0"):
+        tiny(early_stopping=0).fit(X, y)
     fitted = tiny(epochs=1).fit(X, y)
+    with pytest.raises(ValueError, match="y: expected 60 labels, one for each sample of X, got 1"):
+        fitted.score(X, y[:1])
+    with pytest.warns(UserWarning, match="A column-vector y was passed"):
+        assert fitted.score(X, np.asarray(y)[:, None]) == fitted.score(X, y)
     with pytest.raises(TypeError, match="X: expected uint8 pixels, as in fit, got float64"):
         fitted.predict(X / 255)
     with pytest.raises(ValueError, match="X has 81 features, but WasiClassifier is expecting 100 features as input"):

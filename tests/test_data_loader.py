@@ -205,7 +205,7 @@ def test_an_error_names_the_image(tmp_path, rng, dataset, n_workers):
 
 
 def test_bad_input_is_refused_by_name(dataset):
-    with pytest.raises(ValueError, match="batch_size: expected at most the 21 images of the set, got 22"):
+    with pytest.raises(ValueError, match="batch_size: expected at most the 21 samples of the set, got 22"):
         Loader(dataset, 22, TRAIN)
     for name, value in [
         ("batch_size", 0),

@@ -256,6 +256,7 @@ def test_everything_wrong_is_named_at_once(tmp_path):
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_scaling: expected none"),
     ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', got 'gelu'"),
     ({"attention_bias": True}, "attention_bias: expected False, got True"),
+    ({"architectures": ["LlamaForSequenceClassification"], "num_labels": "2"}, "num_labels: expected .* whole number, got '2'"),
     ({"num_hidden_layers": 2**30}, "config.json says 1073741824 layers, and the file has 21 tensors"),
     ({"num_attention_heads": 5}, "num_heads: expected a divisor|num_kv_heads: expected a divisor"),
     ({"hidden_size": 2**20, "num_attention_heads": 4}, r"expected shape \(19, 1048576\), got \(19, 16\)")])

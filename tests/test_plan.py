@@ -602,6 +602,7 @@ def test_the_command_plans_and_trains_as_planned(planned, tmp_path, capfd):
 
 @pytest.mark.parametrize("words, message", [
     (["--start", "svd"], "--start: the plan decides this"),
+    (["--calibration", "0"], "--calibration: the plan decides this"),
     (["--rank", "4"], "--rank: the plan decides this; give --plan or this option, not both"),
     (["--variance", "0.5"], "--variance: the plan decides this"),
     (["--targets", "all"], "--targets: the plan decides this"),

@@ -67,3 +67,5 @@ def test_the_command_prints_a_table_that_adds_up(capsys, words):
     assert sum(shares) == pytest.approx(100, abs=1)
     assert "factored_forward" in text and ("factored_backward" in text) == ("--inference" not in words)
     assert re.search(r"s a step, [\d.]+ images/s", text)
+    assert main(["profile", "--model", "vit_micro_patch4_32", "--steps", "0", *words]) == 2
+    assert capsys.readouterr().err == "wasi profile: --steps: expected at least 1, got 0\n"

@@ -7,7 +7,7 @@ import wasi
 from wasi.models.llama import PADDING
 from wasi.models.tokenizer import ByteTokenizer
 from wasi.training.loop import TrainConfig, train
-from wasi.training.text import TokenLoader, TokenSet, encode_lines, open_sentences, open_windows
+from wasi.training.text import TokenLoader, TokenSet, encode_lines, open_lines, open_sentences, open_windows
 
 
 def write_sentences(folder, n=40, name="train.tsv"):
@@ -37,6 +37,17 @@ def test_sentences(tmp_path):
     assert max(len(t) for t in open_sentences(folder, ByteTokenizer(), 5)["train"].tokens) == 5
     assert [len(s) for s in train_set.split(0.75)] == [30, 10] and len(train_set.subset(7)) == 7
     assert len(open_sentences(folder / "dev.tsv", ByteTokenizer())["train"]) == 6
+
+
+def test_sentences_as_other_systems_write_them(tmp_path):
+    """With a mark of the byte order, lines that end in two characters, and characters that end lines in Unicode alone."""
+    text = "sentence\tlabel\r\none\x85and two\tyes\r\nthree\u2028four\tno\r\n"
+    (tmp_path / "train.tsv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    train_set = open_sentences(tmp_path, ByteTokenizer())["train"]
+    assert train_set.classes == ("no", "yes") and not train_set.problems
+    assert [ByteTokenizer().decode(ids) for ids in train_set.tokens] == ["one\x85and two", "three\u2028four"]
+    (tmp_path / "lines.txt").write_bytes(b"\xef\xbb\xbf" + "a\x85b\r\n\r\n c\n".encode())
+    assert open_lines(tmp_path / "lines.txt") == ["a\x85b", "c"]
 
 
 def test_bad_sentences_are_listed_or_refused(tmp_path):

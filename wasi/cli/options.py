@@ -160,7 +160,7 @@ def follow_plan(args, plan):
     """Sets in `args` what the plan decides. Raises ValueError for options that decide the same, or decided otherwise."""
     for name in ("rank", "share", "variance", "bits", "activation_ranks", "targets", "start", "calibration", "recompute",
                  "saved_bits"):
-        if getattr(args, name) not in (None, False):
+        if getattr(args, name) is not None and getattr(args, name) is not False:
             raise ValueError(f"--{name.replace('_', '-')}: the plan decides this; give --plan or this option, not both")
     kind, momentum = ("adamw", None) if plan.optimizer == "adamw" else ("sgd", 0.0 if plan.optimizer == "sgd" else 0.9)
     if plan.layerwise:

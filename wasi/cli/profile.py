@@ -13,6 +13,9 @@ from wasi.training.step import accumulate_gradient
 
 def run(args):
     options.set_machine(args)
+    for flag, value in (("--batch-size", args.batch_size), ("--micro-batch", args.micro_batch), ("--steps", args.steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{flag}: expected at least 1, got {value}")
     model = wasi.create_model(args.model, num_classes=10, img_size=args.img_size, weights=args.weights)
     if model.architecture == "llama":
         raise ValueError(f"--model: expected one that takes images, got {args.model}")

@@ -70,6 +70,7 @@ def optimize_for_inference(model, example, rounds=7, verbose=True):
     each candidate, in alternation; medians are compared. The function that the model computes stays the same but for rounding (a
     residual's activations are then no longer rounded to 8 bits). Gradients are let go of: the model is not meant to be trained
     on.
+    Raises ValueError for less than one round.
     Returns the model; what was measured is kept as `model.inference_choices`, a list of InferenceChoice, and printed if verbose.
 
     >>> import numpy as np, wasi
@@ -78,6 +79,8 @@ def optimize_for_inference(model, example, rounds=7, verbose=True):
     >>> len(model.inference_choices)  # fc1 and fc2
     2
     """
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, got {rounds}")
     recorders = {name: _Recorder(layer) for name, layer in mergeable(model)}
     with model.replaced(recorders):
         model.forward(example)

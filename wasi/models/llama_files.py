@@ -194,8 +194,9 @@ def read_config(path):
         if settings.get(key, only) != only:
             wrong.append(f"{key}: expected {only!r}, got {settings[key]!r}")
     settings.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-    heads = number("num_attention_heads")
-    n_labels = len(settings["id2label"]) if isinstance(settings.get("id2label"), dict) else settings.get("num_labels", 2)
+    heads, n_labels = number("num_attention_heads"), None
+    if architecture == "LlamaForSequenceClassification":
+        n_labels = len(settings["id2label"]) if isinstance(settings.get("id2label"), dict) else number("num_labels", 2)
     shape = {"vocab_size": number("vocab_size"), "embed_dim": number("hidden_size"), "hidden_dim": number("intermediate_size"),
              "depth": number("num_hidden_layers"), "num_heads": heads,
              "num_kv_heads": number("num_key_value_heads", heads) if settings.get("num_key_value_heads") is not None else heads,
@@ -204,10 +205,9 @@ def read_config(path):
              "norm_eps": number("rms_norm_eps", 1e-6, float), "rope_theta": number("rope_theta", kind=float)}
     if wrong:
         raise WeightsError(f"weights: {path.name}: " + "; ".join(wrong))
-    classifier = architecture == "LlamaForSequenceClassification"
+    tied = bool(settings.get("tie_word_embeddings", False)) and n_labels is None
     try:
-        return LlamaConfig(**shape, tied=bool(settings.get("tie_word_embeddings", False)) and not classifier,
-                           num_classes=n_labels if classifier else None)
+        return LlamaConfig(**shape, tied=tied, num_classes=n_labels)
     except ValueError as error:
         raise WeightsError(f"weights: {path.name}: {error}") from error
 

@@ -121,8 +121,7 @@ class WasiClassifier:
         """
         names = _feature_names(X)
         X, y = _array(X), _labels(y)
-        if len(X) != len(y):
-            raise ValueError(f"y: expected {len(X)} labels, one for each sample of X, got {len(y)} (inconsistent lengths)")
+        _check_lengths(X, y)
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
         seed = self._seed()
@@ -146,7 +145,8 @@ class WasiClassifier:
         config = TrainConfig(**{
             "epochs": self.epochs, "optimizer": self.optimizer, "lr": self.lr, "weight_decay": self.weight_decay, "seed": seed,
             "momentum": 0.9 if self.optimizer == "sgd" else 0.0, "class_weights": self._class_weights(targets),
-            "early_stopping": self.early_stopping and EarlyStopping(self.early_stopping), "monitor": "val_loss", **settings})
+            "early_stopping": None if self.early_stopping is None else EarlyStopping(self.early_stopping), "monitor": "val_loss",
+            **settings})
         result = train(model, loader, ArrayLoader(images, targets, val_rows, self.batch_size), config,
                        progress=bool(self.verbose), callbacks=callbacks)
         if result.interrupted:
@@ -194,8 +194,10 @@ class WasiClassifier:
         return self.classes_[logits.argmax(1)]
 
     def score(self, X, y, sample_weight=None):
-        """The share of samples that are predicted right, weighted where weights are given."""
-        return float(np.average(self.predict(X) == np.asarray(y), weights=sample_weight))
+        """The share of samples that are predicted right, weighted where weights are given. Raises as `fit`."""
+        found, y = self.predict(X), _labels(y)
+        _check_lengths(found, y)
+        return float(np.average(found == y, weights=sample_weight))
 
     def _logits(self, X):
         if not hasattr(self, "model_"):
@@ -372,6 +374,11 @@ def _labels(y):
         if (y != np.floor(y)).any():
             raise ValueError("y: expected class labels, got Unknown label type: continuous")
     return y
+
+
+def _check_lengths(X, y):
+    if len(X) != len(y):
+        raise ValueError(f"y: expected {len(X)} labels, one for each sample of X, got {len(y)} (inconsistent lengths)")
 
 
 def _column_warning():

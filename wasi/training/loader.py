@@ -72,7 +72,7 @@ class Loader:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         if batch_size > len(dataset):
             raise ValueError(
-                f"batch_size: expected at most the {len(dataset)} images of the set, got {batch_size}"
+                f"batch_size: expected at most the {len(dataset)} samples of the set, got {batch_size}"
             )
         self.dataset, self.transform, self.batch_size = dataset, transform, batch_size
         self.shuffle, self.seed, self.drop_last, self.n_workers = shuffle, seed, drop_last, n_workers

@@ -138,7 +138,7 @@ def open_sentences(path, tokenizer, max_length=None):
 def _read_tsv(file):
     """([(sentence, label)], problems) of a file."""
     rows, problems = [], []
-    for number, line in enumerate(_text_of(file).splitlines(), 1):
+    for number, line in enumerate(_text_of(file).split("\n"), 1):
         text, tab, label = line.rpartition("\t")
         if (text, label) == ("sentence", "label") and number == 1:
             continue
@@ -153,7 +153,7 @@ def _read_tsv(file):
 
 def open_lines(path):
     """The lines of a text file that are not empty, without the space around them. Raises OSError, ValueError."""
-    return [line.strip() for line in _text_of(Path(path)).splitlines() if line.strip()]
+    return [line.strip() for line in _text_of(Path(path)).split("\n") if line.strip()]
 
 
 def open_windows(path, tokenizer, length, held_out=0.1):
@@ -184,7 +184,8 @@ def encode_lines(text, tokenizer):
 
 
 def _text_of(path):
+    """The text of a file, without a mark of its byte order; lines end in \\n, however they did."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {path.name} is not UTF-8 text ({error})") from error
