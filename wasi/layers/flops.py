@@ -25,6 +25,13 @@ class Flops:
         return self.forward + self.backward + self.update
 
 
+def batch_flops(of_pass, batch_size, micro_batch=None):
+    """The Flops of a training step on a batch. of_pass(n): those of n samples at once; micro_batch None: the whole batch."""
+    n, rest = divmod(batch_size, micro_batch or batch_size)
+    parts = [of_pass(micro_batch or batch_size)] * n + ([of_pass(rest)] if rest else [])
+    return Flops(sum(p.forward for p in parts), sum(p.backward for p in parts), parts[0].update)
+
+
 def attention_flops(B, N, C):
     """Scores and weighted sum forward; those of scores again, dP, dV, dQ, dK backward, as the tiled kernel does."""
     return Flops(4 * B * N * N * C, 10 * B * N * N * C)

@@ -254,6 +254,12 @@ class Module:
         print(f"trained: {trained:,} of {total:,} parameters ({share:.1f} %), {n_bytes:,} bytes; frozen: {frozen:,} bytes")
 
 
+def n_frozen(modules):
+    """How many of the modules, from the first on, have no parameter that is trained."""
+    trained = (any(p.trainable for _, p in module.named_parameters()) for module in modules)
+    return next((i for i, any_trained in enumerate(trained) if any_trained), len(modules))
+
+
 def arrays_in(value):
     """Yields the NumPy arrays in nested tuples, lists and dicts."""
     if isinstance(value, np.ndarray):

@@ -2,27 +2,29 @@
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from wasi.layers import FactoredLinear
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.layers.module import blank
 from wasi.models.llama import LLAMA_CONFIGS, Llama, LlamaConfig, create_llama, random_arrays
-from wasi.models.resnet import RESNET_CONFIGS, ResNet, ResNetConfig, create_resnet
-from wasi.models.swin import SWIN_CONFIGS, SwinConfig, SwinTransformer, create_swin
-from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig, create_vit
+from wasi.models.resnet import RESNET_CONFIGS, ResNet, ResNetConfig
+from wasi.models.swin import SWIN_CONFIGS, SwinConfig, SwinTransformer
+from wasi.models.vit import CONFIGS, VisionTransformer, ViTConfig
 from wasi.models.weights import FORMAT_VERSION, TensorFile, WeightsError, load_weights
 
 # What a file whose metadata are damaged makes the code that reads them raise.
 _MALFORMED = (ArithmeticError, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+_IMAGES = {**CONFIGS, **RESNET_CONFIGS, **SWIN_CONFIGS}  # configurations of models of images, by name
+_MODELS = {ResNetConfig: ResNet, SwinConfig: SwinTransformer, ViTConfig: VisionTransformer}
 _CONFIGS = {"llama": LlamaConfig, "resnet": ResNetConfig, "swin": SwinConfig, "vit": ViTConfig}
 LISTED = 8  # tensors that an error names
 
 
 def list_models():
     """The names that `create_model` knows."""
-    return sorted([*CONFIGS, *LLAMA_CONFIGS, *RESNET_CONFIGS, *SWIN_CONFIGS])
+    return sorted([*_IMAGES, *LLAMA_CONFIGS])
 
 
 def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **overrides):
@@ -42,10 +44,11 @@ def create_model(name, num_classes=None, img_size=None, weights=None, seed=0, **
         if img_size is not None or weights is not None:
             raise ValueError(f"img_size, weights: expected None for {name}, which takes text; load_llama reads its weights")
         return create_llama(name, num_classes, seed, **overrides)
-    if name not in list_models():
+    if name not in _IMAGES:
         raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
-    create = create_swin if name in SWIN_CONFIGS else create_resnet if name in RESNET_CONFIGS else create_vit
-    model = create(name, num_classes, img_size, seed, **overrides)
+    changes = {k: v for k, v in {"num_classes": num_classes, "img_size": img_size, **overrides}.items() if v is not None}
+    config = replace(_IMAGES[name], **changes)
+    model = _MODELS[type(config)](config, seed)
     if weights is not None:
         load_weights(model, weights)
     return model
@@ -149,7 +152,7 @@ def empty_model(header):
     config = _config(header)
     if isinstance(config, LlamaConfig):
         return Llama(config, random_arrays(None))
-    return {ResNetConfig: ResNet, SwinConfig: SwinTransformer, ViTConfig: VisionTransformer}[type(config)](config, seed=None)
+    return _MODELS[type(config)](config, seed=None)
 
 
 def restore_model(model, file, header):

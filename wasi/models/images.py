@@ -4,7 +4,7 @@ import numpy as np
 
 from wasi import ops
 from wasi.layers import Linear, Module
-from wasi.layers.flops import Flops
+from wasi.layers.flops import batch_flops
 from wasi.layers.module import blank
 
 
@@ -104,9 +104,7 @@ class ImageClassifier(Module):
 
         rule: of the optimiser: "sgd", "momentum" or "adamw". micro_batch: samples in flight at once.
         """
-        n, rest = divmod(batch_size, micro_batch or batch_size)
-        parts = [self._pass_flops(micro_batch or batch_size, rule)] * n + ([self._pass_flops(rest, rule)] if rest else [])
-        return Flops(sum(p.forward for p in parts), sum(p.backward for p in parts), parts[0].update)
+        return batch_flops(lambda n: self._pass_flops(n, rule), batch_size, micro_batch)
 
     def _check_images(self, images):
         want = (3, self.config.img_size, self.config.img_size)

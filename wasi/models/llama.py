@@ -18,9 +18,9 @@ from wasi.layers.decoder import (
     KeyValueCache,
     RotaryTable,
 )
-from wasi.layers.flops import Flops
+from wasi.layers.flops import Flops, batch_flops
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
-from wasi.layers.module import blank
+from wasi.layers.module import blank, n_frozen
 
 PADDING = -1  # the id that fills up shorter rows of a batch, on the right
 
@@ -150,8 +150,7 @@ class Llama(Module):
         """Blocks from the first on that need no gradient."""
         if self.embed.trainable:
             return 0
-        trained = (any(p.trainable for _, p in block.named_parameters()) for block in self.blocks)
-        return next((i for i, any_trained in enumerate(trained) if any_trained), len(self.blocks))
+        return n_frozen(self.blocks)
 
     def forward(self, tokens, train=False):
         """tokens (B, N) int64, rows filled up with PADDING -> logits (B, N, V), or (B, num_classes) of each row's last token.
@@ -225,9 +224,7 @@ class Llama(Module):
 
     def training_flops(self, batch_size, rule="sgd", micro_batch=None):
         """The Flops of one training step on samples of `sample_length` tokens, as of `VisionTransformer.training_flops`."""
-        n, rest = divmod(batch_size, micro_batch or batch_size)
-        parts = [self._pass_flops(micro_batch or batch_size, rule)] * n + ([self._pass_flops(rest, rule)] if rest else [])
-        return Flops(sum(p.forward for p in parts), sum(p.backward for p in parts), parts[0].update)
+        return batch_flops(lambda n: self._pass_flops(n, rule), batch_size, micro_batch)
 
     def _pass_flops(self, B, rule):
         c, tokens = self.config, (B, self.sample_length, self.config.embed_dim)

@@ -4,7 +4,7 @@ Images lie channels last, (B, H, W, C), from the pixels to the mean over the las
 a model rows of patches (O, k k C).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -182,9 +182,3 @@ class ResNet(ImageClassifier):
             total += block.flops(shape, rule)
             shape = block.conv1.output_shape(shape)
         return total + self.fc.flops((B, self.fc.in_features), rule)
-
-
-def create_resnet(name, num_classes=None, img_size=None, seed=0, **overrides):
-    """A residual network of a registered name with random weights; keywords replace fields of its ResNetConfig."""
-    changes = {k: v for k, v in {"num_classes": num_classes, "img_size": img_size, **overrides}.items() if v is not None}
-    return ResNet(replace(RESNET_CONFIGS[name], **changes), seed)

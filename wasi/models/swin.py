@@ -3,7 +3,7 @@
 B batch, C channels of the first stage. Stage s holds tokens (B, g / 2^s, g / 2^s, 2^s C) for a grid of g patches a side.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -240,9 +240,3 @@ class SwinTransformer(ImageClassifier):
                 total += stage.downsample.reduction.flops((B, grid, grid, 2 * C), rule)
             total = sum((block.flops((B, grid, grid, C), rule) for block in stage.blocks), total)
         return total
-
-
-def create_swin(name, num_classes=None, img_size=None, seed=0, **overrides):
-    """A Swin transformer of a registered name with random weights; keywords replace fields of its SwinConfig."""
-    changes = {k: v for k, v in {"num_classes": num_classes, "img_size": img_size, **overrides}.items() if v is not None}
-    return SwinTransformer(replace(SWIN_CONFIGS[name], **changes), seed)

@@ -3,13 +3,14 @@
 B batch, P patches, N = P + 1 tokens, C channels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from wasi import ops
 from wasi.layers import Attention, Block, LayerNorm, Linear, Mlp, Parameter
 from wasi.layers.flops import Flops
+from wasi.layers.module import n_frozen
 from wasi.models.images import (
     ImageClassifier,
     PatchEmbed,
@@ -131,8 +132,7 @@ class VisionTransformer(ImageClassifier):
         """Blocks from the first on that need no gradient: they keep nothing for backward, which ends before them."""
         if self._embeds_trained:
             return 0
-        trained = (any(p.trainable for _, p in block.named_parameters()) for block in self.blocks)
-        return next((i for i, any_trained in enumerate(trained) if any_trained), len(self.blocks))
+        return n_frozen(self.blocks)
 
     def forward(self, images, train=False):
         """images (B, 3, S, S), uint8 or normalised float32 -> logits (B, num_classes)."""
@@ -178,9 +178,3 @@ class VisionTransformer(ImageClassifier):
         parts = [block.flops((B, P + 1, C), rule) for block in self.blocks]
         n_frozen = self.n_frozen_blocks
         return sum((p if i >= n_frozen else Flops(p.forward) for i, p in enumerate(parts)), total)
-
-
-def create_vit(name, num_classes=None, img_size=None, seed=0, **overrides):
-    """A ViT of a registered name with random weights; keywords replace fields of its ViTConfig."""
-    changes = {k: v for k, v in {"num_classes": num_classes, "img_size": img_size, **overrides}.items() if v is not None}
-    return VisionTransformer(replace(CONFIGS[name], **changes), seed)
