@@ -113,7 +113,7 @@ def test_bad_input_is_refused_by_name():
     for bad in (-1, 3):
         with pytest.raises(ValueError, match=f"targets: expected classes 0 to 2, got {bad} at place 1"):
             ops.cross_entropy(logits, np.array([0, bad]))
-    with pytest.raises(TypeError, match="targets: expected a int64 array, got float64 array"):
+    with pytest.raises(TypeError, match="targets: expected an int64 array, got float64 array"):
         ops.cross_entropy(logits, np.zeros(2))
     with pytest.raises(ValueError, match=r"targets.shape\[0\]: expected 2"):
         ops.cross_entropy(logits, np.array([0]))

@@ -88,6 +88,7 @@ def test_embedding_matches_reference(rng, n_threads, V, C, shape):
     table, tokens = numbers(rng, V, C), rng.integers(0, V, shape)
     y = ops.embedding(tokens, table)
     assert np.array_equal(y, table[tokens])
+    assert np.array_equal(y, ops.embedding(tokens.astype(np.longlong), table))  # the same numbers, another type to NumPy
     dy, dtable = numbers(rng, *shape, C), np.ones_like(table)
     ops.embedding_backward(dy, tokens, dtable)
     assert_close(dtable, ref.embedding_backward(dy.astype(float), tokens, V) + 1)
@@ -124,7 +125,7 @@ def test_bad_input_is_refused_by_name(rng):
         with pytest.raises(ValueError, match="tokens: expected ids 0 to 4"):
             ops.embedding_backward(numbers(rng, 2, 2, 4), wrong, dtable)
         assert not dtable.any()
-    with pytest.raises(TypeError, match="tokens: expected a int64 array"):
+    with pytest.raises(TypeError, match="tokens: expected an int64 array"):
         ops.embedding(tokens.astype(np.int32), table)
     with pytest.raises(ValueError, match=r"dy.*: expected"):
         ops.embedding_backward(numbers(rng, 3, 4), tokens, table)

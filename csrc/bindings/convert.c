@@ -46,24 +46,20 @@ static int refuse(PyObject *exception, const char *name, PyObject *expected, PyO
 static const char *type_name(int typenum)
 {
     switch (typenum) {
-    case NPY_FLOAT32: return "float32";
-    case NPY_FLOAT64: return "float64";
-    case NPY_INT8:    return "int8";
-    case NPY_UINT8:   return "uint8";
-    case NPY_UINT16:  return "uint16";
-    case NPY_FLOAT16: return "float16";
-    case NPY_INT32:   return "int32";
-    case NPY_INT64:   return "int64";
-    case NPY_BOOL:    return "bool";
-    default:          return "numeric";
+    case NPY_FLOAT32: return "a float32";
+    case NPY_FLOAT64: return "a float64";
+    case NPY_UINT8:   return "a uint8";
+    case NPY_UINT16:  return "a uint16";
+    case NPY_INT64:   return "an int64";
+    default:          return "a numeric";
     }
 }
 
 int wasi_need_array(PyObject *object, int typenum, int ndim, const char *name, wasi_array *out)
 {
     PyArrayObject *array = (PyArrayObject *)object;
-    if (!PyArray_Check(object) || PyArray_TYPE(array) != typenum)
-        return refuse(PyExc_TypeError, name, PyUnicode_FromFormat("a %s array", type_name(typenum)), object);
+    if (!PyArray_Check(object) || !PyArray_EquivTypenums(PyArray_TYPE(array), typenum)) /* long and long long may be one */
+        return refuse(PyExc_TypeError, name, PyUnicode_FromFormat("%s array", type_name(typenum)), object);
     if (ndim >= 0 && PyArray_NDIM(array) != ndim)
         return refuse(PyExc_ValueError, name, PyUnicode_FromFormat("%d dimensions", ndim), object);
     if (PyArray_NDIM(array) > WASI_MAX_DIMS)
