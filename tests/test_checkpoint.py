@@ -558,7 +558,7 @@ def test_the_command_goes_on_with_several_methods_and_refuses_other_options(imag
     shutil.rmtree(run / "wsi" / "checkpoints")
     (run / "wsi" / "result.json").unlink()
     assert main(["train", "--resume", "--out", str(run / "wsi")]) == 2
-    assert "holds no checkpoint: the run ended before its first; start it anew" in capfd.readouterr().err
+    assert "holds no checkpoint: the run ended before its first; remove the folder and start it anew" in capfd.readouterr().err
 
 
 def test_another_data_set_is_refused_by_the_command(images, tmp_path, capfd):

@@ -188,7 +188,6 @@ def test_comparison_methods_run_without_further_options(folder, tmp_path, method
     (["--method", "dense", "--schedule", "step"], "milestones: expected epochs with schedule 'step'"),
     (["--method", "dense", "--class-weights", "1,2,3"], "--class-weights: expected 2 numbers, one for each of dark, light"),
     (["--method", "dense", "--param-groups", "head.*:rate=2"], "--param-groups: expected PATTERN:lr=FACTOR:decay=NUMBER"),
-    (["--method", "dense", "--param-groups", "haed.*:lr=2"], "param_groups: haed.* match no parameter"),
     (["--method", "dense", "--randaugment", "2"], "--randaugment: expected a number of operations and a magnitude"),
     (["--method", "dense", "--randaugment", "2,11"], "magnitude: expected a number from 0 to 10"),
     (["--method", "dense", "--early-stopping", "0"], "patience: expected at least 1 epoch, got 0"),
@@ -206,6 +205,28 @@ def test_errors_are_one_line_and_status_2(folder, tmp_path, capfd, options, mess
     error = capfd.readouterr().err
     assert error.startswith("wasi train: ") and error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--method", "dense", "--layerwise"], "clip_norm: expected None with layerwise updates"),
+    (["--method", "lora", "--alpha", "nan"], "alpha: expected a finite number, got nan"),
+    (["--method", "wsi", "--adapt-ranks", "1", "--max-factor-bytes", "1"], "max_bytes: expected at least"),
+    (["--method", "dense", "--param-groups", "haed.*:lr=2"], "param_groups: haed.* match no parameter"),
+    (["--method", "dense", "--clip", "-1"], "clip_norm: expected a positive norm or None, got -1.0"),
+])
+def test_a_run_that_was_refused_leaves_its_folder_free(folder, tmp_path, capfd, options, message):
+    words = ["train", "--data", str(folder), "--out", str(tmp_path / "run"), *OPTIONS, *options]
+    for _ in range(2):
+        assert main(words) == 2
+        assert message in capfd.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "generate"])
+def test_a_seed_below_zero_is_refused_by_name(capfd, command):
+    with pytest.raises(SystemExit):
+        main([command, "--weights", "w", "--seed", "-1"])
+    assert "argument --seed: expected a whole number from 0, got '-1'" in capfd.readouterr().err
 
 
 def test_an_unwritable_run_folder_is_refused_before_anything_is_trained(folder, tmp_path, capfd):

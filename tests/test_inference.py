@@ -35,6 +35,11 @@ def test_whatever_is_chosen_computes_the_same_function(monkeypatch, method, tole
     assert sum(len(c.layers) for c in model.inference_choices) == (0 if method == "dense" else 8)
 
 
+def test_no_round_is_no_choice():
+    with pytest.raises(ValueError, match="rounds: expected at least 1, got 0"):
+        wasi.optimize_for_inference(wasi.create_model("vit_micro_patch4_32"), IMAGES, rounds=0)
+
+
 def test_small_ranks_stay_factored_and_full_ones_are_merged(capsys):
     """256 x 256 at rank 8 does 1/16 of the work, at rank 256 twice the work: no timer errs by so much."""
     for rank, merged in ((8, False), (256, True)):

@@ -3,6 +3,8 @@
 Nothing heavy is imported here, so that help and mistyped options are quick.
 """
 
+import argparse
+
 from wasi.names import (
     EXPORTS,
     METHODS,
@@ -165,7 +167,7 @@ def evaluate(parser):
     add("--length", type=int, help="as for wasi train (default: that of the run, else 128, or a shorter context of the model)")
     add("--limit-val", type=int, help="use at most so many samples")
     add("--batch-size", type=int, help="(default: 32)")
-    add("--seed", type=int, help="of the split where the data have but one, as for wasi train (default: that of the run, else 0)")
+    add("--seed", type=_from_zero, help="of the split where the data have but one (default: that of the run, else 0)")
     add("--confusion", metavar="CSV", help="also write samples by true class (row) and predicted class (column)")
     add_machine_options(parser)
 
@@ -198,7 +200,7 @@ def generate(parser):
         "tokenizer's and generation_config.json's end tokens")
     add("--temperature", type=float, default=0.0, help="0: the most probable token each time")
     add("--top-p", type=float, default=1.0, help="sample only among the fewest tokens that together are so probable")
-    add("--seed", type=int, default=0, help="of the sampling")
+    add("--seed", type=_from_zero, default=0, help="of the sampling")
     add_machine_options(parser)
 
 
@@ -234,10 +236,16 @@ def plan(parser):
     add("--calibration", type=int, default=2, metavar="N", help="batches of up to 16 training samples to measure on")
     add("--start", choices=PLANNED_STARTS, help="of the factors, as for wasi train")
     add_data_options(parser)
-    add("--seed", type=int, default=0)
+    add("--seed", type=_from_zero, default=0)
     add_machine_options(parser)
     add("--out", default="plan.json", help="the plan")
     add("--plot", help="PNG of bytes and error of every layer")
+
+
+def _from_zero(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
 
 
 def _or_auto(text):
@@ -305,7 +313,7 @@ def train(parser):
     parser.add_argument("--method", help=f"one or more of {', '.join(METHODS)}, separated by commas (default: dense,wsi; with "
                         "--plan the plan's)")
     add_training_options(parser)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_from_zero, default=0)
     parser.add_argument("--out", help="run folder (default: runs/<time>)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its newest checkpoint, by the "
                         "options that it was started with")

@@ -9,6 +9,7 @@ from pathlib import Path
 from wasi.cli import build_parser, options, texts
 from wasi.models.methods import apply_method, freeze_parameters
 from wasi.models.plan import Plan
+from wasi.training.callbacks import Callback
 from wasi.training.checkpoint import checkpoint_path, list_checkpoints, newest_checkpoint
 from wasi.training.loop import train
 from wasi.training.memory import mib, release_freed, rss_bytes
@@ -94,39 +95,49 @@ def train_one(args, method, out, plan=None, resume=False):
     options.set_machine(args)
     start_rss = rss_bytes()
     train_set, val_set = options.open_data(args)
+    config = options.train_config(args, method, train_set)
     print(options.describe_data(args, train_set, val_set), flush=True)
     n_problems = options.tell_problems(train_set)
     release_freed()
     data_rss = rss_bytes()
-    name = options.model_name(args)
     model = checkpoint.empty_model() if checkpoint else options.make_model(args, train_set, val_set)
     train_loader, val_loader = options.make_loaders(args, train_set, val_set, model)
+    begins = ()
     if not checkpoint:
-        freeze_parameters(model, options.frozen(args))
-    if checkpoint:
-        pass
-    elif plan is not None:
+        ready(args, method, model, plan, train_loader, out)
+        if model.architecture == "llama":
+            inputs = {"length": args.length, "tokenizer": texts.keep_tokenizer(args.tokenizer, args.weights, out)}
+        else:
+            inputs = {"img_size": model.config.img_size}
+        begins = (Begins({"method": method, "model": options.model_name(args), **inputs, "classes": list(train_set.classes),
+                          "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments, "environment": environment(),
+                          "start_rss_bytes": start_rss, "data_rss_bytes": data_rss, **asdict(config)}),)
+    result = train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method, plan=plan,
+                   data_rss_bytes=data_rss, resume=checkpoint, callbacks=begins)
+    options.tell_problems(train_set, n_problems)
+    return result
+
+
+def ready(args, method, model, plan, train_loader, out):
+    """Gives a new model the layers that the method, or the plan, trains."""
+    freeze_parameters(model, options.frozen(args))
+    if plan is not None:
         plan.apply(model, list(itertools.islice(train_loader, plan.calibration)))
         print(plan)
         plan.save(out / "plan.json")
     else:
         apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
         options.set_policy(args, model)
-    config = options.train_config(args, method, train_set)
-    if not checkpoint:
-        if model.architecture == "llama":
-            inputs = {"length": args.length, "tokenizer": texts.keep_tokenizer(args.tokenizer, args.weights, out)}
-        else:
-            inputs = {"img_size": model.config.img_size}
-        folder.write_json("config.json", {"method": method, "model": name, **inputs, "classes": list(train_set.classes),
-                                          "n_train": len(train_set), "n_val": len(val_set), "arguments": arguments,
-                                          "environment": environment(), "start_rss_bytes": start_rss,
-                                          "data_rss_bytes": data_rss,
-                                          **asdict(config)})
-    result = train(model, train_loader, val_loader, config, folder, start_rss, progress=not args.quiet, label=method, plan=plan,
-                   data_rss_bytes=data_rss, resume=checkpoint)
-    options.tell_problems(train_set, n_problems)
-    return result
+
+
+class Begins(Callback):
+    """Writes config.json, by which a folder holds a run, when all that the run needs is there: an error before leaves it free."""
+
+    def __init__(self, settings):
+        self._settings = settings
+
+    def on_train_begin(self, run):
+        run.folder.write_json("config.json", self._settings)
 
 
 def summarise(out, methods, task):

@@ -1,5 +1,6 @@
 """Training methods by name: each turns a dense model into the layers that the method trains."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,8 @@ def check_method(model, method, options=MethodOptions(), calibrated=False):
         if method == "svd-llm-lora":
             for name, rank in ranks.items():
                 _check_lora_rank(name, rank, options)
+    if not math.isfinite(options.alpha):
+        raise ValueError(f"alpha: expected a finite number, got {options.alpha}")
     if options.activation_ranks is not None:
         ActivationCompression(options.activation_ranks)
     return names, start

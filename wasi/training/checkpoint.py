@@ -164,7 +164,8 @@ def newest_checkpoint(folder):
         return checkpoint
     if skipped:
         raise CheckpointError(f"resume: none of the checkpoints in {str(folder)!r} can be used: {'; '.join(skipped)}")
-    raise CheckpointError(f"resume: {str(folder)!r} holds no checkpoint: the run ended before its first; start it anew")
+    raise CheckpointError(f"resume: {str(folder)!r} holds no checkpoint: the run ended before its first; remove "
+                          "the folder and start it anew")
 
 
 class Checkpoint:

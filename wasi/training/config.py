@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from wasi.names import MONITORS, SCHEDULES
+from wasi.training.optimizer import check_optimizer
 from wasi.training.ranks import RankAdaptation
 
 # Fields with which a run may go on otherwise than it began: they change nothing of what is computed.
@@ -80,6 +81,7 @@ class TrainConfig:
     seed: int = 0  # of mixtures
 
     def __post_init__(self):
+        check_optimizer(self.optimizer, self.clip_norm, self.gradient_bits, self.layerwise, self.state_bits)
         if self.checkpoint_every is not None and self.checkpoint_every < 0:
             raise ValueError(f"checkpoint_every: expected a number of steps, got {self.checkpoint_every}")
         if self.schedule not in SCHEDULES:

@@ -13,6 +13,20 @@ from wasi.models.weights import WeightsError, check_arrays, check_numbers
 OPTIMIZERS = ("sgd", "adamw")
 
 
+def check_optimizer(kind, clip_norm, gradient_bits, layerwise, state_bits):
+    """Raises ValueError, by name, for what an Optimizer cannot be told."""
+    if kind not in OPTIMIZERS:
+        raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {kind!r}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm: expected a positive norm or None, got {clip_norm}")
+    if gradient_bits not in (16, 32):
+        raise ValueError(f"gradient_bits: expected 16 or 32, got {gradient_bits}")
+    if state_bits not in (16, 32):
+        raise ValueError(f"state_bits: expected 16 or 32, got {state_bits}")
+    if layerwise and clip_norm is not None:
+        raise ValueError(f"clip_norm: expected None with layerwise updates, which never see the whole gradient, got {clip_norm}")
+
+
 class Optimizer:
     """Updates a model's trainable parameters from their gradients, and clears those.
 
@@ -31,17 +45,7 @@ class Optimizer:
 
     def __init__(self, model, kind="sgd", momentum=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip_norm=None,
                  gradient_bits=32, layerwise=False, state_bits=32, groups=None):
-        if kind not in OPTIMIZERS:
-            raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {kind!r}")
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm: expected a positive norm or None, got {clip_norm}")
-        if gradient_bits not in (16, 32):
-            raise ValueError(f"gradient_bits: expected 16 or 32, got {gradient_bits}")
-        if state_bits not in (16, 32):
-            raise ValueError(f"state_bits: expected 16 or 32, got {state_bits}")
-        if layerwise and clip_norm is not None:
-            raise ValueError("clip_norm: expected None with layerwise updates, which never see the whole gradient, "
-                             f"got {clip_norm}")
+        check_optimizer(kind, clip_norm, gradient_bits, layerwise, state_bits)
         self.kind = kind
         self.momentum = momentum
         self.weight_decay = weight_decay
