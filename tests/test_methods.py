@@ -442,6 +442,15 @@ def test_a_weight_of_zeros_has_factors_that_keep_all_of_it():
     assert rows[0].variance == 1 and not model.blocks[0].mlp.fc2.merged_weight().any()
 
 
+def test_dense_training_needs_no_target():
+    """As of a decoder whose blocks are all frozen; targets that are named are looked for."""
+    model, images, labels = model_and_batch()
+    options = MethodOptions(freeze=tuple(f"blocks.{i}" for i in range(2)))
+    assert accumulate_gradient(apply_method(model, "dense", options), images, labels).loss > 0
+    with pytest.raises(ValueError, match="target_modules: \\['mlp'\\] match none"):
+        apply_method(model_and_batch()[0], "dense", MethodOptions(("mlp",), freeze=options.freeze))
+
+
 def test_bad_method_is_refused_by_name():
     model, _, _ = model_and_batch()
     with pytest.raises(ValueError, match="method: expected one of dense, asi, .*got 'magic'"):

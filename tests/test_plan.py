@@ -653,3 +653,15 @@ def test_the_command_names_the_minimum(tmp_path, monkeypatch, capfd):
     assert main(["plan", "--budget", "100kB", "--model", "vit_micro_patch8_64", "--img-size", "16", "--limit", "32"]) == 2
     assert "the least for this model, method and batch is" in capfd.readouterr().err
     assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize("words, message", [
+    ([], "--budget, --target-error: expected at least one of them"),
+    (["--budget", "much"], "--budget: expected a number with a unit"),
+    (["--budget", "1GiB", "--out", "no/plan.json"], "--out: expected a file in a folder that exists, got 'no/plan.json'"),
+    (["--budget", "1GiB", "--plot", "no/plan.png"], "--plot: expected a file in a folder that exists, got 'no/plan.png'"),
+])
+def test_the_commands_options_are_checked_before_anything_is_opened(tmp_path, monkeypatch, capfd, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--data", "nowhere", *words]) == 2
+    assert capfd.readouterr().err.startswith(f"wasi plan: {message}")

@@ -54,6 +54,9 @@ def test_bad_sentences_are_listed_or_refused(tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tlabel\ngood one\t1\nno label\n\t0\nempty label\t \n\nlast\t0")
     train_set = open_sentences(tmp_path, ByteTokenizer())["train"]
     assert len(train_set) == 2 and [p.name for p in train_set.problems] == ["train.tsv:3", "train.tsv:4", "train.tsv:5"]
+    (tmp_path / "one.tsv").write_text("good\t1\nas good\t1\n")
+    with pytest.raises(ValueError, match="data: one.tsv has only one class, '1'; expected at least two"):
+        open_sentences(tmp_path / "one.tsv", ByteTokenizer())
     (tmp_path / "dev.tsv").write_text("other\t2\n")
     with pytest.raises(ValueError, match="the val split has classes that the training split has not: 2"):
         open_sentences(tmp_path, ByteTokenizer())

@@ -63,7 +63,8 @@ def check_method(model, method, options=MethodOptions(), calibrated=False):
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     with trainability_kept(model):
         freeze_parameters(model, options.freeze)
-        names = find_targets(model, options.targets)
+        used = method != "dense" or options.targets or options.activation_ranks
+        names = find_targets(model, options.targets) if used else []
     start = _checked_start(method, options, calibrated) if method in FACTORED else "svd"
     if method in ("qwasi", "qlora") and options.bits not in (4, 8):
         raise ValueError(f"bits: expected 4 or 8, got {options.bits}")

@@ -115,7 +115,7 @@ def open_sentences(path, tokenizer, max_length=None):
 
     A line is `sentence<TAB>label`; such a first line is a heading. Of longer sentences the first max_length tokens
     are taken. Lines without text or label are left out and listed in `problems`.
-    Raises FileNotFoundError, ValueError where a file has no usable line or a split has a class that "train" has not.
+    Raises FileNotFoundError, ValueError where a file has no usable line, "train" one class only, or another split a class more.
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted(f for f in path.glob("*.tsv") if f.stem in SPLITS)
@@ -125,6 +125,8 @@ def open_sentences(path, tokenizer, max_length=None):
     if "train" not in read:
         raise FileNotFoundError(f"data: {str(path)!r} has no train.tsv")
     classes = sorted({label for _, label in read["train"][0]})
+    if len(classes) < 2:
+        raise ValueError(f"data: {path.name} has only one class, {classes[0]!r}; expected at least two")
     splits = {}
     for split, (rows, problems) in read.items():
         other = sorted({label for _, label in rows} - set(classes))
