@@ -218,7 +218,7 @@ def test_bad_input_is_refused_by_name(rng):
     with pytest.raises(ValueError, match="tokens: expected ids 0 to 22, got 23 in row 2 at place 3"):
         model.forward(tokens)
     tokens[2, 3] = PADDING
-    with pytest.raises(ValueError, match="padding is for classifiers alone"):
+    with pytest.raises(ValueError, match="got -1 in row 2 at place 3: padding is for classifiers alone"):
         model.forward(tokens)
     with pytest.raises(ValueError, match="expected one or more ids in each row and padding only after them"):
         small(tied=False, num_classes=2).forward(tokens)

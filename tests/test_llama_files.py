@@ -115,14 +115,20 @@ def test_generate_refuses_bad_input(shared_data):
         wasi.generate(model, [1] * 512, 1)
     with pytest.raises(ValueError, match="tokens: expected a prompt of 1 to 511 tokens"):
         wasi.generate(model, [], 1)
-    with pytest.raises(ValueError, match="tokens: expected ids 0 to 511, got 512"):
-        wasi.generate(model, [1, 512], 1)
+    for bad in (512, -1, -2):
+        with pytest.raises(ValueError, match=f"tokens: expected ids 0 to 511, got {bad} in row 0 at place 1"):
+            wasi.generate(model, [1, bad], 1)
+    for bad in ([1.5], [[1, 2]], ["a"], [2**70]):
+        with pytest.raises(TypeError, match="tokens: expected a list of ids, got "):
+            wasi.generate(model, bad, 1)
     for bad in ({"temperature": -1}, {"temperature": np.nan}, {"top_p": 0}, {"top_p": 1.5}, {"n_tokens": -1}):
         with pytest.raises(ValueError, match=f"{next(iter(bad))}: expected"):
             wasi.generate(model, [1], **{"n_tokens": 1, **bad})
     model.norm.weight.data[0] = np.inf
     with pytest.raises(FloatingPointError, match="the logits are not finite"):
         wasi.generate(model, [1], 1)
+    with pytest.raises(ValueError, match="expected a language model, got a classifier"):
+        wasi.generate(wasi.create_model("swin_micro_patch2_window4_32"), [1], 1)
     with pytest.raises(ValueError, match="expected a language model, got a classifier"):
         wasi.generate(load_llama(shared_data("stories260k/stories260K.bin"), num_classes=2), [1], 1)
 

@@ -46,13 +46,13 @@ def peak_of(function, *args):
     ("vit", {"img_size": 4 * 10**6}, "pos_embed: expected shape (1, 1000000000001, 16), got (1, 65, 16)"),
     ("vit", {"num_classes": 10**12}, "head.weight: expected shape (1000000000000, 16), got (3, 16)"),
     ("vit", {"embed_dim": 10**30}, "does not fit the model that it describes"),
-    ("vit", {"embed_dim": "16"}, "embed_dim cannot be '16'"),
-    ("vit", {"mlp_ratio": float("inf")}, "OverflowError"),
+    ("vit", {"embed_dim": "16"}, "embed_dim: expected a whole number, got '16'"),
+    ("vit", {"mlp_ratio": float("inf")}, "mlp_ratio: expected a finite number, got inf"),
     ("vit", {"num_heads": 0}, "num_heads: expected a divisor of embed_dim 16, got 0"),
     ("vit", {"patch_size": 0}, "patch_size: expected at least 1, got 0"),
     ("vit", {"width": 3}, "TypeError: "),
     ("swin", {"depths": [2, 10**9]}, "describes 1000000002 blocks"),
-    ("swin", {"depths": [2.0, 2]}, "depths cannot be (2.0, 2)"),
+    ("swin", {"depths": [2.0, 2]}, "depths: expected whole numbers, got [2.0, 2]"),
     ("swin", {"embed_dim": 10**6}, "patch_embed.proj.weight: expected shape (1000000, 12)"),
     ("llama", {"vocab_size": 10**12}, "embed.weight: expected shape (1000000000000, 64), got (32, 64)"),
     ("llama", {"depth": 10**9}, "describes 1000000000 blocks"),
@@ -62,13 +62,13 @@ def peak_of(function, *args):
 def test_a_small_file_of_a_huge_model_is_refused_before_anything_is_allocated(tmp_path, architecture, config, message):
     path = saved(tmp_path / "m.safetensors", architecture, lambda header: header["config"].update(config))
     peak, text = peak_of(wasi.load_model, path)
-    assert message in text and "m.safetensors" in text and len(text) < 1500
+    assert message in text and "m.safetensors" in text and len(text) < 10_000
     assert peak < 2**21
 
 
 @pytest.mark.parametrize("change, message", [
     (lambda h: h.pop("config"), "KeyError: 'config'"),
-    (lambda h: h.update(config=[1]), "AttributeError"),
+    (lambda h: h.update(config=[1]), "TypeError"),
     (lambda h: h.update(format_version="1"), "TypeError"),
     (lambda h: h.update(architecture="vgg"), "an architecture that this package does not know: 'vgg'"),
     (lambda h: h.update(layers=3), "TypeError|AttributeError"),

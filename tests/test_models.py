@@ -1,5 +1,8 @@
 """What holds for the models of every architecture."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from gradcheck import directional_check
@@ -161,6 +164,22 @@ def test_every_method_learns_a_batch(rng, small, options, method):
         losses.append(accumulate_gradient(model, images, labels).loss)
         optimizer.step(5e-3)
     assert losses[-1] < 0.9 * losses[0]
+
+
+@of_each("small, depth", vit=("depth",), swin=("depths",), resnet=("depths",), decoder=("depth",))
+def test_sizes_are_whole_numbers_of_any_kind(small, depth):
+    """NumPy's too, which no JSON can hold: a file's header can."""
+    size = "max_length" if small is DECODER else "img_size"
+    sizes = {**small.sizes, "num_classes": np.int64(3), size: np.int32(small.sizes[size]), "norm_eps": np.float32(1e-5)}
+    config, several = type(small.model().config), isinstance(small.sizes[depth], tuple)
+    made = config(**sizes)
+    assert made == config(**json.loads(json.dumps(asdict(made))))
+    for name, bad in ((size, 32.0), (size, "32"), (size, None), (depth, 2.0), (depth, (1, 1.5)), ("norm_eps", "1"),
+                      (depth, 2 if several else (2, 2))):
+        with pytest.raises(TypeError, match=f"{name}: expected "):
+            config(**{**small.sizes, name: bad})
+    with pytest.raises(ValueError, match="norm_eps: expected a finite number, got nan"):
+        config(norm_eps=np.nan)
 
 
 @of_each(vit=(), swin=(), resnet=())

@@ -197,6 +197,8 @@ def test_bad_sizes_are_refused_by_name(rng):
     for size in ("patch_size", "embed_dim", "window_size", "num_classes"):
         with pytest.raises(ValueError, match=f"{size}: expected at least 1, got 0"):
             create(NAME, **{size: 0})
+    with pytest.raises(ValueError, match="mlp_ratio: expected one that gives the MLP a width, got 0.01"):
+        create(NAME, mlp_ratio=0.01)
     with pytest.raises(ValueError, match="num_heads: expected divisors of the stages' channels, got 5 for 64"):
         create(NAME, num_heads=(2, 5))
     with pytest.raises(ValueError, match="depths, num_heads: expected at least one block and its heads for each stage"):

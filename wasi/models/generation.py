@@ -13,10 +13,12 @@ def generate(model, tokens, n_tokens, temperature=0.0, top_p=1.0, seed=0, stop=(
     Raises ValueError for a prompt that is empty or fills the context, ids out of range, and impossible numbers;
     FloatingPointError where logits are not finite.
     """
-    tokens = np.array(tokens, np.int64)
-    context = model.config.max_length
-    if model.config.num_classes is not None:
+    if model.architecture != "llama" or model.config.num_classes is not None:
         raise ValueError("model: expected a language model, got a classifier")
+    tokens = np.asarray(tokens)
+    if tokens.size and (tokens.ndim != 1 or tokens.dtype.kind not in "iu"):
+        raise TypeError(f"tokens: expected a list of ids, got {tokens.dtype} {tokens.shape}")
+    tokens, context = tokens.astype(np.int64), model.config.max_length
     if not 1 <= tokens.size < context:
         raise ValueError(f"tokens: expected a prompt of 1 to {context - 1} tokens, which leaves room in the context of "
                          f"{context}, got {tokens.size}")

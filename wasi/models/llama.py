@@ -21,6 +21,7 @@ from wasi.layers.decoder import (
 from wasi.layers.flops import Flops, batch_flops
 from wasi.layers.frozen import Bf16Embedding, Bf16Linear
 from wasi.layers.module import blank, n_frozen
+from wasi.models.config import settle_types
 
 PADDING = -1  # the id that fills up shorter rows of a batch, on the right
 
@@ -43,6 +44,7 @@ class LlamaConfig:
     num_classes: int | None = None  # a classifier of the last token; None: a language model
 
     def __post_init__(self):
+        settle_types(self)
         for name in ("vocab_size", "embed_dim", "hidden_dim", "depth", "num_heads", "num_kv_heads", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -248,15 +250,16 @@ class Llama(Module):
                              f"{start + tokens.shape[1]}")
         real = tokens != PADDING
         lengths = real.sum(1)
-        if not real.all() and (self.config.num_classes is None or start):
-            raise ValueError("tokens: padding is for classifiers alone, got a row with some")
-        if not lengths.all() or (real != (np.arange(tokens.shape[1]) < lengths[:, None])).any():
+        if self.config.num_classes is None or start:
+            real[:] = True  # padding is for classifiers alone
+        elif not lengths.all() or (real != (np.arange(tokens.shape[1]) < lengths[:, None])).any():
             raise ValueError("tokens: expected one or more ids in each row and padding only after them")
         outside = real & ((tokens < 0) | (tokens >= self.config.vocab_size))
         if outside.any():
             b, n = np.argwhere(outside)[0]
+            why = ": padding is for classifiers alone" if tokens[b, n] == PADDING else ""
             raise ValueError(f"tokens: expected ids 0 to {self.config.vocab_size - 1}, got {tokens[b, n]} in row {b} at place "
-                             f"{n}")
+                             f"{n}{why}")
         return lengths
 
 

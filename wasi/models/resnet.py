@@ -13,6 +13,7 @@ from wasi.layers import BasicBlock, BatchNorm, Linear, MaxPool, MeanPool
 from wasi.layers.flops import Flops
 from wasi.layers.residual import pack_images
 from wasi.layers.transformer import unpack_saved
+from wasi.models.config import settle_types
 from wasi.models.images import ImageClassifier, blank_linear, linear_shapes, norm_shapes, zero_linear
 from wasi.ops import Window
 
@@ -33,6 +34,7 @@ class ResNetConfig:
     std: tuple = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
+        settle_types(self)
         if not self.depths or len(self.depths) != len(self.widths) or min(self.depths) < 1 or min(self.widths) < 1:
             raise ValueError("depths, widths: expected at least one block and its channels for each stage, "
                              f"got {self.depths} and {self.widths}")

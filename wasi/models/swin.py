@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wasi.layers import Block, LayerNorm, Linear, MeanPool, Mlp, Module, PatchMerging, WindowAttention
+from wasi.models.config import settle_types
 from wasi.models.images import (
     ImageClassifier,
     PatchEmbed,
@@ -37,12 +38,15 @@ class SwinConfig:
     std: tuple = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
+        settle_types(self)
         if not self.depths or len(self.depths) != len(self.num_heads) or min(self.depths) < 1:
             raise ValueError("depths, num_heads: expected at least one block and its heads for each stage, "
                              f"got {self.depths} and {self.num_heads}")
         for name in ("patch_size", "embed_dim", "window_size", "num_classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio: expected one that gives the MLP a width, got {self.mlp_ratio}")
         if self.img_size % self.patch_size or self.img_size < self.patch_size:
             raise ValueError(f"img_size: expected a multiple of the patch size {self.patch_size}, got {self.img_size}")
         always = self.patch_size * self.window_size * 2 ** (len(self.depths) - 1)
@@ -102,7 +106,7 @@ class GridEmbed(PatchEmbed):
     def forward(self, images, train=False):
         """images (B, 3, S, S), uint8 or float32 already normalised -> (B, g, g, C)."""
         x = super().forward(images, train)
-        return self.norm.forward(x.reshape(len(x), self.config.grid, self.config.grid, -1), train)
+        return self.norm.forward(x.reshape(len(x), self.config.grid, self.config.grid, x.shape[-1]), train)
 
     def backward(self, dy):
         """dy (B, g, g, C); images have no gradient."""

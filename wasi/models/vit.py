@@ -11,6 +11,7 @@ from wasi import ops
 from wasi.layers import Attention, Block, LayerNorm, Linear, Mlp, Parameter
 from wasi.layers.flops import Flops
 from wasi.layers.module import n_frozen
+from wasi.models.config import settle_types
 from wasi.models.images import (
     ImageClassifier,
     PatchEmbed,
@@ -39,9 +40,12 @@ class ViTConfig:
     std: tuple = (0.5, 0.5, 0.5)
 
     def __post_init__(self):
+        settle_types(self)
         for name in ("patch_size", "embed_dim", "num_classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.hidden_dim < 1:
+            raise ValueError(f"mlp_ratio: expected one that gives the MLP a width, got {self.mlp_ratio}")
         if self.img_size % self.patch_size or self.img_size < self.patch_size:
             raise ValueError(f"img_size: expected a multiple of the patch size {self.patch_size}, got {self.img_size}")
         if self.num_heads < 1 or self.embed_dim % self.num_heads:
