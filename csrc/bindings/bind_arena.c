@@ -61,16 +61,23 @@ static wasi_arena *arena_of(ArenaObject *self)
     return handler->allocator.ctx;
 }
 
-static PyObject *arena_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+/* A region of `capacity_object` bytes. None: of this machine's memory, or under a limit on address space (ulimit -v) of half of
+ * what can be had. NULL with an exception. */
+static wasi_arena *reserve(PyObject *capacity_object)
 {
-    static char *names[] = {"capacity_bytes", NULL};
-    PyObject *capacity_object = Py_None, *self = NULL, *capsule = NULL;
-    PyDataMem_Handler *handler = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:Arena", names, &capacity_object))
-        return NULL;
     size_t capacity;
+    wasi_arena *arena;
     if (capacity_object == Py_None) {
         capacity = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+        arena = wasi_arena_new(capacity);
+        if (arena != NULL)
+            return arena;
+        while (arena == NULL && capacity > 2 * LEAST_CAPACITY)
+            arena = wasi_arena_new(capacity /= 2);
+        if (arena != NULL) {
+            wasi_arena_delete(arena);
+            arena = wasi_arena_new(capacity /= 2);
+        }
     } else {
         capacity = PyLong_AsSize_t(capacity_object);
         if (capacity == (size_t)-1 && PyErr_Occurred())
@@ -79,42 +86,47 @@ static PyObject *arena_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
             PyErr_SetString(PyExc_ValueError, "capacity_bytes: expected a positive number of bytes, got 0");
             return NULL;
         }
-    }
-    wasi_arena *arena = wasi_arena_new(capacity);
-    if (arena == NULL && capacity_object == Py_None) { /* a limit on address space (ulimit -v): half of what can be had */
-        while (arena == NULL && capacity > 2 * LEAST_CAPACITY)
-            arena = wasi_arena_new(capacity /= 2);
-        if (arena != NULL) {
-            wasi_arena_delete(arena);
-            arena = wasi_arena_new(capacity /= 2);
-        }
+        arena = wasi_arena_new(capacity);
     }
     if (arena == NULL)
-        return PyErr_Format(PyExc_MemoryError, "capacity_bytes: the system does not reserve %zu bytes", capacity);
-    handler = PyMem_Calloc(1, sizeof *handler);
+        PyErr_Format(PyExc_MemoryError, "capacity_bytes: the system does not reserve %zu bytes", capacity);
+    return arena;
+}
+
+/* NumPy's handler over an arena, whose owner it becomes; where that fails the arena is gone. */
+static PyObject *new_handler(wasi_arena *arena)
+{
+    PyObject *capsule = NULL;
+    PyDataMem_Handler *handler = PyMem_Calloc(1, sizeof *handler);
     if (handler == NULL) {
-        wasi_arena_delete(arena);
-        return PyErr_NoMemory();
+        PyErr_NoMemory();
+    } else {
+        strcpy(handler->name, "wasi_arena");
+        handler->version = 1;
+        handler->allocator = (PyDataMemAllocator){arena, arena_malloc, arena_calloc, arena_realloc, arena_free};
+        capsule = PyCapsule_New(handler, "mem_handler", handler_delete);
     }
-    strcpy(handler->name, "wasi_arena");
-    handler->version = 1;
-    handler->allocator = (PyDataMemAllocator){arena, arena_malloc, arena_calloc, arena_realloc, arena_free};
-    capsule = PyCapsule_New(handler, "mem_handler", handler_delete);
     if (capsule == NULL) {
-        wasi_arena_delete(arena);
         PyMem_Free(handler);
-        return NULL;
+        wasi_arena_delete(arena);
     }
-    self = type->tp_alloc(type, 0);
-    if (self == NULL) {
-        Py_DECREF(capsule);
+    return capsule;
+}
+
+static PyObject *arena_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"capacity_bytes", NULL};
+    PyObject *capacity_object = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:Arena", names, &capacity_object))
         return NULL;
-    }
-    ((ArenaObject *)self)->handler = capsule;
-    ((ArenaObject *)self)->previous = PyList_New(0);
-    if (((ArenaObject *)self)->previous == NULL)
+    ArenaObject *self = (ArenaObject *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    wasi_arena *arena;
+    if ((self->previous = PyList_New(0)) == NULL || (arena = reserve(capacity_object)) == NULL ||
+        (self->handler = new_handler(arena)) == NULL)
         Py_CLEAR(self);
-    return self;
+    return (PyObject *)self;
 }
 
 static void arena_dealloc(ArenaObject *self)

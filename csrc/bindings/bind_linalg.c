@@ -46,12 +46,7 @@ int wasi_need_rank(wasi_maybe_size given, npy_intp largest, npy_intp *rank)
 int wasi_need_variance(wasi_maybe_double given, double *variance)
 {
     *variance = given.given ? given.value : 2;
-    if (!given.given || (*variance > 0 && *variance <= 1))
-        return 1;
-    PyObject *got = PyFloat_FromDouble(*variance);
-    PyErr_Format(PyExc_ValueError, "variance: expected a number in (0, 1], got %S", got);
-    Py_XDECREF(got);
-    return 0;
+    return wasi_need_number(!given.given || (*variance > 0 && *variance <= 1), "variance", "a number in (0, 1]", *variance);
 }
 
 static PyObject *orthonormalize(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -153,14 +148,9 @@ static PyObject *whitened_svd(PyObject *self, PyObject *args, PyObject *kwargs)
         !wasi_need_dim(&C, 0, W.dim[1], "C", "W.shape[1]") || !wasi_need_dim(&C, 1, W.dim[1], "C", "W.shape[1]"))
         return NULL;
     npy_intp O = W.dim[0], I = W.dim[1], r = WASI_MIN(O, I);
-    if (!wasi_need_rank(rank, r, &K) || !wasi_need_variance(share, &variance))
+    if (!wasi_need_rank(rank, r, &K) || !wasi_need_variance(share, &variance) ||
+        !wasi_need_number(ridge >= 0 && ridge <= 1, "ridge", "a number in [0, 1]", ridge))
         return NULL;
-    if (!(ridge >= 0 && ridge <= 1)) {
-        PyObject *got = PyFloat_FromDouble(ridge);
-        PyErr_Format(PyExc_ValueError, "ridge: expected a number in [0, 1], got %S", got);
-        Py_XDECREF(got);
-        return NULL;
-    }
     const wasi_named inputs[] = {{"W", &W}, {"C", &C}};
     int n_threads = wasi_get_num_threads();
     if ((spectrum = wasi_new_array(typenum, 1, &r)) == NULL ||

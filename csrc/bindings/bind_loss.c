@@ -32,10 +32,8 @@ static PyObject *cross_entropy(PyObject *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_ValueError, "logits: expected at least one row and one class, got none");
         return NULL;
     }
-    if (!(smoothing >= 0 && smoothing < 1)) {
-        PyErr_SetString(PyExc_ValueError, "label_smoothing: expected a number in [0, 1)");
+    if (!wasi_need_number(smoothing >= 0 && smoothing < 1, "label_smoothing", "a number in [0, 1)", smoothing))
         return NULL;
-    }
 
     int n_threads = wasi_get_num_threads(), soft = targets.ndim == 2;
     PyArrayObject *dlogits = NULL, *work = NULL;

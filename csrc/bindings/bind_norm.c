@@ -17,13 +17,7 @@ static int need_statistic(PyObject *object, const char *name, const wasi_array *
 
 static int need_eps(double eps)
 {
-    if (eps >= 0)
-        return 1;
-    PyObject *got = PyFloat_FromDouble(eps);
-    if (got != NULL)
-        PyErr_Format(PyExc_ValueError, "eps: expected a number that is not negative, got %R", got);
-    Py_XDECREF(got);
-    return 0;
+    return wasi_need_number(eps >= 0, "eps", "a number that is not negative", eps);
 }
 
 static PyObject *layer_norm_forward(PyObject *self, PyObject *args, PyObject *kwargs)

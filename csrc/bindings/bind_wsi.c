@@ -66,29 +66,18 @@ static int need_state(PyObject *object, int wanted, const char *name, const fact
     return wasi_need_writable(object, f->typenum, 2, name, out) && wasi_need_same_shape(out, name, like, like_name);
 }
 
-static int need_number(int ok, const char *name, const char *expected, double got)
-{
-    if (ok)
-        return 1;
-    PyObject *number = PyFloat_FromDouble(got);
-    if (number)
-        PyErr_Format(PyExc_ValueError, "%s: expected %s, got %S", name, expected, number);
-    Py_XDECREF(number);
-    return 0;
-}
-
 static int need_options(const wasi_wsi_options *o)
 {
-    return need_number(o->lr >= 0 && o->lr <= 1e300, "lr", "a finite number >= 0", o->lr) &&
-           need_number(o->grad_scale >= -1e300 && o->grad_scale <= 1e300, "grad_scale", "a finite number",
-                       o->grad_scale) &&
-           need_number(o->weight_decay >= 0 && o->weight_decay <= 1e300, "weight_decay", "a finite number >= 0",
-                       o->weight_decay) &&
-           need_number(o->momentum >= 0 && o->momentum < 1, "momentum", "a number in [0, 1)", o->momentum) &&
-           need_number(o->beta1 >= 0 && o->beta1 < 1, "beta1", "a number in [0, 1)", o->beta1) &&
-           need_number(o->beta2 >= 0 && o->beta2 < 1, "beta2", "a number in [0, 1)", o->beta2) &&
-           need_number(o->epsilon > 0 && o->epsilon <= 1, "epsilon", "a number in (0, 1]", o->epsilon) &&
-           need_number(o->step >= 1, "step", "a number >= 1", (double)o->step);
+    return wasi_need_number(o->lr >= 0 && o->lr <= 1e300, "lr", "a finite number >= 0", o->lr) &&
+           wasi_need_number(o->grad_scale >= -1e300 && o->grad_scale <= 1e300, "grad_scale", "a finite number",
+                            o->grad_scale) &&
+           wasi_need_number(o->weight_decay >= 0 && o->weight_decay <= 1e300, "weight_decay", "a finite number >= 0",
+                            o->weight_decay) &&
+           wasi_need_number(o->momentum >= 0 && o->momentum < 1, "momentum", "a number in [0, 1)", o->momentum) &&
+           wasi_need_number(o->beta1 >= 0 && o->beta1 < 1, "beta1", "a number in [0, 1)", o->beta1) &&
+           wasi_need_number(o->beta2 >= 0 && o->beta2 < 1, "beta2", "a number in [0, 1)", o->beta2) &&
+           wasi_need_number(o->epsilon > 0 && o->epsilon <= 1, "epsilon", "a number in (0, 1]", o->epsilon) &&
+           wasi_need_number(o->step >= 1, "step", "a number >= 1", (double)o->step);
 }
 
 static PyObject *wsi_step(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -108,7 +97,7 @@ static PyObject *wsi_step(PyObject *self, PyObject *args, PyObject *kwargs)
                                      &o.epsilon, &step, &mA_obj, &mB_obj, &vA_obj, &vB_obj, &Tri_obj))
         return NULL;
     o.step = step;
-    if (!need_number(rule >= WASI_WSI_SGD && rule <= WASI_WSI_ADAMW, "rule", "0, 1 or 2", rule) || !need_options(&o) ||
+    if (!wasi_need_number(rule >= WASI_WSI_SGD && rule <= WASI_WSI_ADAMW, "rule", "0, 1 or 2", rule) || !need_options(&o) ||
         !need_factors(L, R, dL, dR, &f) || !wasi_need_writable(L, f.typenum, 2, "L", &f.L) ||
         !wasi_need_writable(R, f.typenum, 2, "R", &f.R))
         return NULL;

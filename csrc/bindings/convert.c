@@ -20,6 +20,17 @@ int wasi_as_size(PyObject *object, void *maybe_size)
     return !(out->given && out->value == -1 && PyErr_Occurred());
 }
 
+int wasi_need_number(int ok, const char *name, const char *expected, double got)
+{
+    if (ok)
+        return 1;
+    PyObject *number = PyFloat_FromDouble(got);
+    if (number)
+        PyErr_Format(PyExc_ValueError, "%s: expected %s, got %S", name, expected, number);
+    Py_XDECREF(number);
+    return 0;
+}
+
 /* "float32 array of shape (3, 4)" for error messages. */
 static PyObject *describe(PyObject *object)
 {

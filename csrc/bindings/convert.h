@@ -44,6 +44,9 @@ typedef struct {
 int wasi_as_double(PyObject *object, void *maybe_double);
 int wasi_as_size(PyObject *object, void *maybe_size);
 
+/* Refuses a number that is not `ok`: "name: expected E, got G". */
+int wasi_need_number(int ok, const char *name, const char *expected, double got);
+
 /* Checks that `object` is an aligned, C-contiguous, native NumPy array of the type with `ndim` dimensions
  * (-1: any up to WASI_MAX_DIMS). On failure sets an exception that names the argument and says what was
  * expected and what came, and returns false. Nothing is ever converted or copied. */
