@@ -102,14 +102,24 @@ SCRATCH = {
     "lora, as many parameters": Row("lora", _SCRATCH_LRS, share=0.5),
     "qwasi, 8 bits, rank 24": Row("qwasi", _SCRATCH_LRS, options={"rank": 24, "bits": 8}),
 }
-TRANSFER = {
-    "dense": Row("dense", (0.03, 0.1)),
-    "qwasi, 4 bits, rank 8": Row("qwasi", (0.03, 0.1), options={"rank": 8}),
-    "qlora, 4 bits, rank 8": Row("qlora", (0.1, 0.3), options={"rank": 8}),
-    "lora, rank 8": Row("lora", (0.1, 0.3), options={"rank": 8}),
-    "wsi, half the parameters": Row("wsi", (0.03, 0.1), share=0.5),
-    "wasi, half the parameters": Row("wasi", (0.03, 0.1), share=0.5),
-}
+
+
+def transfer(dense_lrs, qwasi_lrs, lora_lrs):
+    """Rows of the transfer tables by the rates that methods choose from."""
+    frozen = {"freeze": ("stem", "batchnorm")}
+    return {
+        "dense": Row("dense", dense_lrs),
+        "dense, stem and batch norms frozen": Row("dense", dense_lrs, options=frozen),
+        "qwasi, 8 bits, rank 16": Row("qwasi", qwasi_lrs, options={"rank": 16, "bits": 8, **frozen}),
+        "qwasi, 4 bits, rank 8": Row("qwasi", qwasi_lrs, options={"rank": 8, **frozen}),
+        "qwasi, 4 bits, rank 8, all trained": Row("qwasi", dense_lrs, options={"rank": 8}),
+        "qlora, 4 bits, rank 8": Row("qlora", lora_lrs, options={"rank": 8}),
+        "lora, rank 8": Row("lora", lora_lrs, options={"rank": 8}),
+        "wsi, half the parameters": Row("wsi", dense_lrs, share=0.5),
+        "wasi, half the parameters": Row("wasi", dense_lrs, share=0.5),
+    }
+
+
 _MICRO = {"micro_batch": 8}
 _QWASI = {"rank": 12, "bits": 8}
 COST = {
@@ -135,9 +145,10 @@ TABLES = {
     "scratch": ("Training from scratch", SCRATCH,
                 {"model": "vit_micro_patch4_32", "img_size": 32, "epochs": 10, "batch_size": 32, "optimizer": "adamw",
                  "weight_decay": 0.05, "warmup": 100, "limit": 10000}),
-    **{name: ("Transfer from animals to vehicles", TRANSFER,
+    **{name: ("Transfer from animals to vehicles", transfer(*lrs),
               {**_PRETRAINED, "model": model, "img_size": img_size, "epochs": 5, "limit": 1000})
-       for name, model, img_size in (("swin", "swin_mini_patch2_window4_32", 32), ("resnet", "resnet18", 64))},
+       for name, model, img_size, *lrs in (("swin", "swin_mini_patch2_window4_32", 32, (0.01, 0.03), (0.02, 0.06), (0.03, 0.1)),
+                                           ("resnet", "resnet18", 64, (0.03, 0.1), (0.1, 0.2), (0.1, 0.3)))},
 }
 
 

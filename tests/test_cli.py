@@ -63,6 +63,20 @@ def test_what_is_frozen_stays_and_is_no_target(folder, tmp_path, capfd):
     assert "freeze: the model has no parameters 'patch'" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("method, words, stays", [
+    ("qwasi", [], True), ("qwasi", ["--freeze", "none"], False), ("wsi", [], False)])
+def test_qwasi_leaves_the_stem_of_a_pretrained_model_as_it_is(folder, tmp_path, capfd, method, words, stays):
+    start, run = tmp_path / "start.safetensors", tmp_path / "run"
+    before = wasi.create_model("vit_micro_patch8_64", num_classes=2, img_size=16, seed=0)
+    wasi.export(before, start, "timm")
+    assert main(["train", "--data", str(folder), "--method", method, "--weights", str(start), "--out", str(run), *OPTIONS,
+                 *words]) == 0
+    model, _ = wasi.load_model(run / "model.safetensors")
+    for a, b in ((model.cls_token, before.cls_token), (model.patch_embed.proj.bias, before.patch_embed.proj.bias)):
+        assert np.array_equal(a.data, b.data) == stays
+    assert not np.array_equal(model.norm.bias.data, before.norm.bias.data)
+
+
 def test_ranks_and_subspaces_are_logged_and_drawn(folder, tmp_path, capfd):
     options = ["--method", "dense,wsi", "--adapt-ranks", "1", "--grow", "0.99999", "--shrink", "1", "--track-subspaces", "2",
                "--max-factor-bytes", "10000000"]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from gradcheck import directional_check
+from small_models import DECODER, RESNET, SWIN, VIT
 from tables import relative_error
 
 import wasi
@@ -308,6 +309,25 @@ def test_frozen_parameters_stay_and_take_no_gradient():
     assert moved == {name for name in before if not name.startswith(("patch_embed.", "pos_embed", "blocks.1.mlp.fc1."))}
     with pytest.raises(ValueError, match="freeze: the model has no parameters 'patch'"):
         apply_method(model_and_batch()[0], "dense", MethodOptions(freeze=("patch",)))
+
+
+@pytest.mark.parametrize("small, frozen", [(VIT, ("patch_embed.", "pos_embed", "cls_token")), (SWIN, ("patch_embed.",)),
+                                           (DECODER, ("embed.",)), (RESNET, ("conv1.", "bn1."))])
+def test_the_word_stem_freezes_what_comes_before_the_blocks(small, frozen):
+    model = apply_method(small.model(), "qwasi", MethodOptions(rank=2, freeze=("stem",)), verbose=False)
+    assert {n for n, p in model.named_parameters() if not p.trainable and "running" not in n} == {
+        n for n, _ in model.named_parameters() if n.startswith(frozen) and "running" not in n}
+
+
+def test_the_word_batchnorm_freezes_those_of_all_blocks_and_their_statistics(rng):
+    model = apply_method(RESNET.model(), "dense", MethodOptions(freeze=("batchnorm",)), verbose=False)
+    images, labels = RESNET.batch(rng)
+    before = {n: p.data.copy() for n, p in model.named_parameters()}
+    accumulate_gradient(model, images, labels)
+    Optimizer(model, "sgd").step(0.1)
+    stayed = {n for n, p in model.named_parameters() if np.array_equal(p.data, before[n])}
+    assert stayed == {n for n in before if "bn" in n or "downsample.1" in n}
+    assert apply_method(VIT.model(), "dense", MethodOptions(freeze=("batchnorm",)), verbose=False).cls_token.trainable
 
 
 @pytest.mark.parametrize("method", ["dense", "wsi", "lora"])

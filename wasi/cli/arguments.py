@@ -43,7 +43,9 @@ def add_data_options(parser):
                             "tokenizer.bin beside the weights, or that of their run; bytes without weights)")
     add("--length", type=int, default=128, help="of texts: tokens a sample; longer sentences are cut")
     add("--last-layers", type=int, help="of a decoder: train the last so many blocks only (default: all)")
-    add("--freeze", help="parameters or modules to leave as they are, separated by commas, such as patch_embed,pos_embed")
+    add("--freeze", metavar="NAMES",
+        help="parameters or modules to leave as they are, separated by commas, such as blocks.0; stem: what comes before the "
+             "blocks; batchnorm: every batch norm (default: stem,batchnorm of pretrained models that qwasi trains, else none)")
 
 
 def add_training_options(parser):

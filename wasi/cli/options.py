@@ -189,20 +189,22 @@ def model_name(args):
     return args.model or ("vit_tiny_patch16_224" if args.weights else "vit_micro_patch4_32")
 
 
-def method_options(args, model):
-    """What `apply_method` is told."""
+def method_options(args, method, model):
+    """What `apply_method` is told of a method."""
     rank, pattern, targets = args.rank, None, targets_of(args)
     if rank is None and args.share is None and args.variance is None and not args.weights:
         rank, pattern = quarter_ranks(model, targets)
     ranks = numbers_of("--activation-ranks", args.activation_ranks, _number) if args.activation_ranks else None
     return MethodOptions(targets=targets, variance=0.9 if args.variance is None else args.variance, rank=rank, share=args.share,
                          rank_pattern=pattern, bits=args.bits or 4, start=args.start, alpha=args.alpha, lora_rank=args.lora_rank,
-                         seed=args.seed, freeze=frozen(args), activation_ranks=ranks)
+                         seed=args.seed, freeze=frozen(args, method), activation_ranks=ranks)
 
 
-def frozen(args):
-    """Names of what is left as it is."""
-    return tuple(args.freeze.split(",")) if args.freeze else ()
+def frozen(args, method):
+    """Names of what is left as it is: those of --freeze, else stem and batch norms of a pretrained model that qwasi trains."""
+    if args.freeze is None:
+        return ("stem", "batchnorm") if method == "qwasi" and args.weights else ()
+    return () if args.freeze == "none" else tuple(args.freeze.split(","))
 
 
 def n_calibration(args, method):
@@ -268,7 +270,7 @@ def check_runs(runs):
         train_set, model = made[key]
         train_config(args, method, train_set)
         augmentation_of(args)
-        check_method(model, method, method_options(args, model), n_calibration(args, method) > 0)
+        check_method(model, method, method_options(args, method, model), n_calibration(args, method) > 0)
 
 
 def class_weights_of(args, train_set):

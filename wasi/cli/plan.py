@@ -25,7 +25,7 @@ def run(args):
     train_set, val_set = options.open_data(args)
     print(options.describe_data(args, train_set, val_set), flush=True)
     model = options.make_model(args, train_set, val_set)
-    freeze_parameters(model, options.frozen(args))
+    freeze_parameters(model, options.frozen(args, args.method))
     batches = options.planning_batches(args, train_set, model)
     kind, momentum = options.optimizer_of(args, args.task != "image-classification")
     chosen = {"auto": "auto", "yes": True, "no": False}

@@ -120,13 +120,14 @@ def train_one(args, method, out, plan=None, resume=False):
 
 def ready(args, method, model, plan, train_loader, out):
     """Gives a new model the layers that the method, or the plan, trains."""
-    freeze_parameters(model, options.frozen(args))
     if plan is not None:
+        freeze_parameters(model, options.frozen(args, method))
         plan.apply(model, list(itertools.islice(train_loader, plan.calibration)))
         print(plan)
         plan.save(out / "plan.json")
     else:
-        apply_method(model, method, options.method_options(args, model), options.calibration_batches(args, method, train_loader))
+        apply_method(model, method, options.method_options(args, method, model),
+                     options.calibration_batches(args, method, train_loader))
         options.set_policy(args, model)
 
 

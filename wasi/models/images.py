@@ -89,6 +89,7 @@ class ImageClassifier(Module):
     """A model from images to logits with a `config` of img_size, `blocks`, and `_pass_flops(B, rule)`."""
 
     default_targets = ("mlp",)  # what methods treat unless told otherwise
+    stem = ("patch_embed",)  # names of what comes before the blocks
 
     def set_policy(self, policy):
         """Chooses what every block keeps between forward and backward (`ActivationPolicy`)."""

@@ -97,6 +97,7 @@ class Llama(Module):
     """
 
     architecture = "llama"
+    stem = ("embed",)  # and with it the head where they are tied
 
     def __init__(self, config, arrays):
         shapes = config.shapes()

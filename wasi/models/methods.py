@@ -9,6 +9,7 @@ from wasi import ops
 from wasi.layers import ActivationCompression, ActivationPolicy, FactoredLinear, Mlp
 from wasi.layers.lora import LoraFactoredLinear, LoraLinear
 from wasi.layers.published import SvdLinear, WsiDenseLinear
+from wasi.layers.residual import BatchNorm
 from wasi.models.factorize import (
     check_ranks,
     factorization_table,
@@ -35,7 +36,8 @@ class MethodOptions:
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
     lora_rank: int = 8  # of the updates of svd-llm-lora, whose factors `rank` is about
     seed: int = 0  # of LoRA's random start
-    freeze: tuple = ()  # names of parameters or modules that are left as they are, and are no targets
+    freeze: tuple = ()  # names of parameters or modules that are left as they are, and are no targets; "stem": what comes
+    #                     before the blocks, "batchnorm": every batch norm, which then follows no batch's statistics either
     activation_ranks: tuple | None = None  # (batch, tokens, channels) for compressed inputs: shares or numbers; None: the
     #                                        method's default, (0.5, 0.5, 64) for asi, amc and wasi, else inputs stay as they are
 
@@ -103,7 +105,8 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
     (`check_method`).
     """
     names, start = check_method(model, method, options, calibration is not None)
-    freeze_parameters(model, options.freeze)
+    frozen = frozen_names(model, options.freeze)
+    freeze_parameters(model, frozen)
     if method in FACTORED:
         _factorize(model, method, names, start, options, calibration)
         if verbose:
@@ -115,7 +118,7 @@ def apply_method(model, method, options=MethodOptions(), calibration=None, verbo
         compress_inputs(model, names, ranks, "hosvd" if method == "amc" else "asi")
         if all(isinstance(getattr(block, "mlp", None), Mlp) and block.mlp.fc2.compression for block in model.blocks):
             model.set_policy(ActivationPolicy(gelu_bits=4))
-    kept = [name for name, _ in model.named_parameters() if _is_in(name, options.freeze)]
+    kept = [name for name, _ in model.named_parameters() if _is_in(name, frozen)]
     freeze_parameters(model, kept)  # biases of targets are parameters anew
     return model
 
@@ -143,13 +146,19 @@ def _is_in(name, modules):
     return any(name == m or name.startswith(m + ".") for m in modules)
 
 
+def frozen_names(model, names):
+    """Dotted names of parameters or modules, with those that the words "stem" and "batchnorm" stand for in their place."""
+    groups = {"stem": model.stem, "batchnorm": tuple(n for n, m in model.named_modules() if isinstance(m, BatchNorm))}
+    return tuple(own for name in names for own in groups.get(name, (name,)))
+
+
 def freeze_parameters(model, names):
-    """Leaves parameters as they are in training: those of these dotted names, or in modules of these names.
+    """Leaves parameters as they are in training: those of these dotted names or words (`frozen_names`), or in such modules.
 
     Raises ValueError for a name that none has.
     """
     parameters = list(model.named_parameters())
-    for name in names:
+    for name in frozen_names(model, names):
         found = [p for own, p in parameters if _is_in(own, (name,))]
         if not found:
             raise ValueError(f"freeze: the model has no parameters {name!r} ({', '.join(own for own, _ in parameters[:4])}, ...)")

@@ -78,6 +78,7 @@ class ResNet(ImageClassifier):
 
     architecture = "resnet"
     default_targets = ("conv",)
+    stem = ("conv1", "bn1")
 
     def __init__(self, config, seed=0):
         linear = blank_linear if seed is None else zero_linear

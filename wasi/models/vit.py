@@ -94,6 +94,7 @@ class VisionTransformer(ImageClassifier):
     """
 
     architecture = "vit"
+    stem = ("patch_embed", "pos_embed", "cls_token")
 
     def __init__(self, config, seed=0):
         C, hidden = config.embed_dim, config.hidden_dim
