@@ -1,6 +1,5 @@
 """`wasi compare`: several methods over several seeds, each run in a process of its own, and what they reach side by side."""
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ from wasi.cli import build_parser, options
 from wasi.models.methods import METHODS
 from wasi.reports import comparison_table, environment_text, environments, plot_comparison, summarise_runs
 from wasi.training.checkpoint import list_checkpoints
-from wasi.training.runlog import reached, read_config, read_result, write_json
+from wasi.training.runlog import reached, read_config, read_record, read_result, write_json
 
 # Differences in these do not make another run.
 _FREE = ("command", "out", "quiet", "resume", "checkpoint_every", "keep", "tensorboard")
@@ -103,22 +102,12 @@ def check_settings(folder, words):
         raise ValueError(f"out: {folder} holds a run with other options ({'; '.join(other)}); name another folder")
 
 
-def read_plan(out):
-    """What compare.json says: methods, seeds, arguments. Raises FileNotFoundError, or ValueError where it is damaged."""
-    try:
-        plan = json.loads((out / "compare.json").read_text(encoding="utf-8"))
-        if all(isinstance(plan[name], kind) for name, kind in (("methods", list), ("seeds", list), ("arguments", dict))):
-            return plan
-    except FileNotFoundError:
-        raise FileNotFoundError(f"out: {str(out)!r} holds no comparison (compare.json is missing)") from None
-    except (LookupError, RecursionError, TypeError, ValueError):
-        pass
-    raise ValueError(f"out: {out / 'compare.json'} was not written by wasi compare")
-
-
 def report(out):
     """Reads the runs, writes table, figure and results, and prints the table."""
-    plan = read_plan(out)
+    try:
+        plan = read_record(out / "compare.json", {"methods": list, "seeds": list, "arguments": dict}, "wasi compare")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"out: {str(out)!r} holds no comparison (compare.json is missing)") from None
     runs, missing = {}, []
     for method in plan["methods"]:
         for seed in plan["seeds"]:

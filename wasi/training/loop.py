@@ -136,7 +136,8 @@ def train(model, train_loader, val_loader, config, folder=None, start_rss_bytes=
           plan=None, data_rss_bytes=None, resume=None, callbacks=()):
     """Trains `model` in place and returns a TrainResult.
 
-    train_loader, val_loader: re-iterable, with len(), giving (images uint8 (B, 3, S, S), labels int64 (B,)).
+    train_loader, val_loader: re-iterable, with len(), giving what the model takes and what its loss compares with: (images uint8
+    (B, 3, S, S), labels int64 (B,)), or of a decoder (tokens, targets) as `wasi.training.text.TokenSet.batch` has them.
     folder: a RunFolder for steps.csv, epochs.json, layers.json, confusion.csv (of the last epoch, or the best that is restored),
     ranks.csv, subspaces.csv and event files where config asks for them, checkpoints, model.safetensors, curves.png and, in the
     end, result.json; or None.

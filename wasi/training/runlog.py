@@ -166,19 +166,23 @@ def _cpu_model():
     return platform.processor() or "unknown"
 
 
-def read_config(path):
-    """The config.json that `wasi train` wrote to a run folder, as a dict with `method` and the dict `arguments`.
+def read_record(path, kinds, command):
+    """The JSON object that a command wrote to a file; kinds: {key: type} of what it must have.
 
-    Raises ValueError, naming the file, where it is none; FileNotFoundError.
+    Raises ValueError, naming the file, where it is no such object; FileNotFoundError.
     """
-    file = Path(path) / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(config["method"], str) and isinstance(config["arguments"], dict):
-            return config
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if all(isinstance(record[key], kind) for key, kind in kinds.items()):
+            return record
     except (LookupError, RecursionError, TypeError, ValueError):
         pass
-    raise ValueError(f"{file}: not written by wasi train")
+    raise ValueError(f"{path}: not written by {command}")
+
+
+def read_config(path):
+    """The config.json of a run folder, with `method` and the dict `arguments`. Raises as `read_record`."""
+    return read_record(Path(path) / "config.json", {"method": str, "arguments": dict}, "wasi train")
 
 
 def read_result(path):

@@ -84,10 +84,11 @@ class TokenLoader(Loader):
     def __init__(self, dataset, batch_size, shuffle=False, seed=0, drop_last=False, group_by_length=False):
         super().__init__(dataset, batch_size, None, shuffle, seed, drop_last, n_workers=0)
         self.group_by_length = group_by_length
+        self._longest = max(map(len, dataset.tokens))
 
     @property
     def buffer_bytes(self):
-        return 2 * 2 * 8 * self.batch_size * max(map(len, self.dataset.tokens))
+        return 2 * 2 * 8 * self.batch_size * self._longest
 
     def _stream(self):
         return {**super()._stream(), "group_by_length": self.group_by_length}
