@@ -132,11 +132,8 @@ class Probe:
         matrices = [p.data.size for _, p in part.named_parameters()
                     if p.trainable and p.data.ndim == 2 and id(p) not in of_factors]
         widened = FLOAT * ((way.gradient_bits == 16) + (way.state_bits == 16 and self._rule != "sgd"))
-        largest = {}
-        for m in sorted(factored, key=lambda m: m.rank):
-            largest[m.out_features, m.in_features] = m.rank
         updates = [widened * size for size in matrices]
-        updates += [widened * K * (O + I) + self._wsi_step_bytes(O, I, K) for (O, I), K in largest.items()]
+        updates += [widened * K * (O + I) + self._wsi_step_bytes(O, I, K) for O, I, K in _largest(factored)]
         return 8 * sum(m.rank**2 for m in factored) + max(updates, default=0)
 
     def _wsi_step_bytes(self, O, I, K):
@@ -158,8 +155,7 @@ class Probe:
         factored = [m for _, m in self._model.named_modules() if isinstance(m, FactoredLinear) and m.L.trainable]
         of_factors = {id(p) for m in factored for p in (m.L, m.R)}
         plain = [FLOAT * p.data.size for _, p in self._model.named_parameters() if p.changes and id(p) not in of_factors]
-        means = [self._wsi_mean_bytes(m.out_features, m.in_features, m.rank) for m in factored]
-        return max(plain + means, default=0)
+        return max([*plain, *(self._wsi_mean_bytes(*sizes) for sizes in _largest(factored))], default=0)
 
     def _wsi_mean_bytes(self, O, I, K):
         """What a mean of factors of these sizes takes at most: of such as lie nowhere near each other."""
@@ -175,6 +171,14 @@ class Probe:
         """Random ones: L orthonormal, R."""
         L = linalg.orthonormalize(self._rng.standard_normal((O, K), np.float32))
         return L, self._rng.standard_normal((K, I), np.float32)
+
+
+def _largest(factored):
+    """(O, I, K) of the layers of largest rank among those of each shape."""
+    ranks = {}
+    for m in sorted(factored, key=lambda m: m.rank):
+        ranks[m.out_features, m.in_features] = m.rank
+    return [(*shape, K) for shape, K in ranks.items()]
 
 
 def _compressed(choices):
