@@ -2,12 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_cli import OPTIONS, folder  # noqa: F401 (a fixture)
 
-from wasi.cli import compare, main
+from wasi.cli import build_parser, compare, main
 from wasi.reports import comparison_table, environments, pareto_front, plot_comparison, summarise_runs
 from wasi.training.checkpoint import list_checkpoints
 from wasi.training.runlog import read_steps
@@ -49,8 +50,9 @@ def test_compare_runs_resumes_and_draws_again(folder, tmp_path, capfd):  # noqa:
 
 @pytest.mark.parametrize("options, message", [
     (["--methods", "dense,magic"], "--method: expected names out of dense"),
-    (["--methods", "dense,wsi:rank"], "wsi:rank: expected option=value with an option of wasi train, got 'rank'"),
+    (["--methods", "dense,wsi:rank"], "wsi:rank: expected option=value with an option of wasi train, or a flag of its, got"),
     (["--methods", "wsi:magic=3"], "got 'magic=3'"),
+    (["--methods", "wsi:recompute=1"], "got 'recompute=1'"),
     (["--methods", "dense,dense"], "dense is named twice"),
     (["--seeds", "0,x"], "--seeds: expected whole numbers separated by commas, got '0,x'"),
     (["--plot-only"], "--plot-only: expected --out"),
@@ -88,6 +90,13 @@ def test_a_bad_value_of_a_methods_own_option_is_refused_before_anything_runs(cap
     with pytest.raises(SystemExit):
         main(["compare", "--methods", "dense,wsi:rank=many", "--out", str(tmp_path / "runs")])
     assert "argument --rank: invalid int value: 'many'" in capfd.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_method_may_have_flags_of_its_own():
+    args = build_parser(["compare"]).parse_args(["compare"])
+    words = compare.words_of_run(args, "wsi:rank=8:recompute", 0, Path("out"))
+    assert "--recompute" in words and words[words.index("--rank") + 1] == "8"
+    assert "--recompute" not in compare.words_of_run(args, "wsi:rank=8", 0, Path("out"))
 
 
 def test_commas_belong_to_an_option_where_no_method_follows():

@@ -147,7 +147,7 @@ def compare(parser):
     on after the last finished run; a run that fails leaves the others to go on.
     """
     parser.add_argument("--methods", default="dense,wsi", help=f"separated by commas, out of {', '.join(METHODS)}; a method may "
-                        "have options of its own, as in dense,wsi:rank=16,wsi:rank=32:lr=0.01")
+                        "have options of its own, as in dense,wsi:rank=16,wsi:rank=32:recompute")
     parser.add_argument("--seeds", default="0", help="separated by commas")
     add_training_options(parser)
     parser.add_argument("--out", help="folder of the runs (default: runs/<time>)")

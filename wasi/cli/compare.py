@@ -12,6 +12,8 @@ from wasi.training.runlog import reached, read_config, read_record, read_result,
 
 # Differences in these do not make another run.
 _FREE = ("command", "out", "quiet", "resume", "checkpoint_every", "keep", "tensorboard")
+# What all runs have in common.
+_SHARED = ("command", "methods", "seeds", "out", "plot_only", "task")
 
 
 def run(args):
@@ -79,9 +81,11 @@ def words_of_run(args, method, seed, folder):
     for setting in own:
         key, equals, value = setting.partition("=")
         key = key.replace("-", "_")
-        if not equals or not hasattr(args, key) or key in ("methods", "seeds", "out", "plot_only"):
-            raise ValueError(f"--methods: {method}: expected option=value with an option of wasi train, got {setting!r}")
-        changes[key] = value
+        is_flag = isinstance(getattr(args, key, None), bool)
+        if not hasattr(args, key) or key in _SHARED or bool(equals) == is_flag:
+            raise ValueError(f"--methods: {method}: expected option=value with an option of wasi train, or a flag of its, got "
+                             f"{setting!r}")
+        changes[key] = is_flag or value
     words = options.words_of(args, methods=None, seeds=None, plot_only=None, **changes, method=name, seed=seed, out=folder)
     options.check_options(_parsed(words), [name])  # argparse ends here at a bad value
     return words
