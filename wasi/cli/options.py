@@ -13,6 +13,7 @@ from wasi.models.methods import FACTORED, METHODS, MethodOptions, check_method, 
 from wasi.training.augment import RandAugment
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
 from wasi.training.loop import EarlyStopping, ParamGroup, TrainConfig
+from wasi.training.memory import release_freed
 from wasi.training.ranks import RankAdaptation
 from wasi.training.runlog import read_csv
 from wasi.training.step import balanced_class_weights
@@ -256,18 +257,23 @@ def check_options(args, methods):
 
 
 def check_runs(runs):
-    """Raises ValueError or OSError for what one of several runs, (args, method) each, would be refused for when its turn comes.
-
-    Data are opened, and a blank model is made, once for all runs with the same ones.
-    """
-    made = {}
+    """Raises ValueError or OSError for what one of several runs, (args, method) each, would be refused for in its turn."""
+    alike = {}
     for args, method in runs:
         key = tuple(repr(getattr(args, name)) for name in ("task", "data", "limit", "limit_val", "model", "weights", "img_size",
                                                            "tokenizer", "length", "last_layers"))
-        if key not in made:
-            train_set, val_set = open_data(args)
-            made[key] = train_set, make_model(args, train_set, val_set, blank=True)
-        train_set, model = made[key]
+        alike.setdefault(key, []).append((args, method))
+    for some in alike.values():
+        _check_alike(some)
+        release_freed()  # the runs are processes of their own, which need it
+
+
+def _check_alike(runs):
+    """The same of runs on the same data and model, which is made without weights."""
+    first, _ = runs[0]
+    train_set, val_set = open_data(first)
+    model = make_model(first, train_set, val_set, blank=True)
+    for args, method in runs:
         train_config(args, method, train_set)
         augmentation_of(args)
         check_method(model, method, method_options(args, method, model), n_calibration(args, method) > 0)
