@@ -101,7 +101,8 @@ EVERYTHING = ["--schedule", "step", "--milestones", "1", "--gamma", "0.5", "--la
 
 
 def test_everything_at_once_goes_on_bit_for_bit_and_is_evaluated(folder, tmp_path, capfd):
-    words = ["train", "--data", str(folder), "--method", "wsi", *OPTIONS, *EVERYTHING, "--epochs", "3", "--threads", "1"]
+    words = ["train", "--data", str(folder), "--method", "wsi", *OPTIONS, *EVERYTHING, "--epochs", "3", "--threads", "1",
+             "--seed", "3"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "copy" / "result.json").unlink()  # as if killed in the last epoch
@@ -117,6 +118,7 @@ def test_everything_at_once_goes_on_bit_for_bit_and_is_evaluated(folder, tmp_pat
     assert main(["evaluate", model, "--data", str(folder), "--confusion", str(tmp_path / "c.csv")]) == 0
     printed = capfd.readouterr().out
     assert f"top-1 {100 * json.loads((tmp_path / 'run' / 'result.json').read_text())['val_accuracy']:.2f} %" in printed
+    assert "that wasi train holds out with --seed 3 " in printed
     assert "class  samples   recall  precision" in printed and (tmp_path / "c.csv").read_text().startswith("true,dark,light")
     assert main(["evaluate", str(tmp_path / "run")]) == 0  # the run knows its data and the seed of their split
     assert capfd.readouterr().out == printed
