@@ -320,8 +320,11 @@ def test_create_model_knows_decoders():
         wasi.create_model("llama_micro", img_size=32)
 
 
-def test_generate_command(shared_data, capsys):
+def test_commands(shared_data, capsys):
     from wasi.cli import main
+
+    assert main(["info", str(shared_data("stories260k/stories260K.bin"))]) == 0
+    assert capsys.readouterr().out.endswith("\n47 tensors, 260,032 numbers; not written by wasi\n")
 
     words = ["generate", "--weights", str(shared_data("stories260k/stories260K.bin")), "--tokens", "20", "--tokenizer",
              str(shared_data("stories260k/tok512.bin"))]

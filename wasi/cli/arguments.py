@@ -209,7 +209,7 @@ def generate(parser):
 def info(parser):
     """Prints what a model file holds: architecture, layers with ranks and bits, parameters, bytes, progress of a checkpoint."""
     parser.add_argument("model", help="file of wasi's own (model.safetensors of a run, a checkpoint), or a run folder; of other "
-                                      "safetensors files the tensors are listed")
+                                      "safetensors files and llama2.c's checkpoints the tensors are listed")
 
 
 def plan(parser):

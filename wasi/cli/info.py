@@ -4,7 +4,7 @@ import math
 
 from wasi.cli.models import classes_of, model_file
 from wasi.models import load_model
-from wasi.models.llama_files import weight_files
+from wasi.models.llama_files import read_llama2c, weight_files
 from wasi.models.plan import format_bytes
 from wasi.models.weights import TensorFile
 from wasi.training.checkpoint import Checkpoint
@@ -12,11 +12,14 @@ from wasi.training.checkpoint import Checkpoint
 
 def run(args):
     paths = weight_files(args.model) or [model_file(args.model)]
-    files = [TensorFile(path) for path in paths]
+    llama2c = paths[0].suffix == ".bin" and paths[0].is_file()
+    files = [] if llama2c else [TensorFile(path) for path in paths]
     for path in paths:
         print(f"{path}: {format_bytes(path.stat().st_size)}")
-    if "wasi" not in files[0].metadata:
+    if llama2c or "wasi" not in files[0].metadata:
         found = [(name, file.dtype(name), file.shape(name)) for file in files for name in file.names]
+        if llama2c:
+            found = [(name, "F32", shape) for name, shape in read_llama2c(paths[0])[0].shapes().items()]
         for name, dtype, shape in found:
             print(f"{name:<60}{dtype:>6}  {' x '.join(map(str, shape))}")
         print(f"{len(found)} tensors, {sum(math.prod(shape) for *_, shape in found):,} numbers; not written by wasi")
