@@ -15,7 +15,7 @@ typedef struct {
     bool trans;   /* mode_dot: M is d x K */
     wasi_int K;   /* mode_dot: the new dimension; power: columns of M */
     real alpha;   /* scale of A in power and gram */
-    real *sum, *V, *lanes;
+    real *sum, *V, *lanes; /* sums start as zeros */
     double *sum64, *wide;
     bool skinny;
 } T(pass);
@@ -72,7 +72,6 @@ static wasi_status T(power_part)(void *ctx, wasi_int begin, wasi_int end, int pa
     }
     wasi_int d = j->v.d, K = j->K;
     real *sum = j->sum + part * d * K, *V = j->V + part * K * j->v.step;
-    memset(sum, 0, (size_t)(d * K) * sizeof(real));
     for (wasi_int i = begin; i < end; i++) {
         piece p = piece_of(&j->v, i);
         const real *A = j->A + p.offset;
@@ -93,7 +92,6 @@ static wasi_status T(gram_part)(void *ctx, wasi_int begin, wasi_int end, int par
     const T(pass) *j = ctx;
     wasi_int d = j->v.d;
     real *sum = j->sum + part * d * d;
-    memset(sum, 0, (size_t)(d * d) * sizeof(real));
     for (wasi_int i = begin; i < end; i++) {
         piece p = piece_of(&j->v, i);
         WASI_TRY(T(syrk1)(j->v.last, d, p.n, j->alpha, j->A + p.offset, p.ld, 1, sum, d));
@@ -107,7 +105,6 @@ static wasi_status T(gram64_part)(void *ctx, wasi_int begin, wasi_int end, int p
     const T(pass) *j = ctx;
     wasi_int d = j->v.d;
     double *sum = j->sum64 + part * d * d;
-    memset(sum, 0, (size_t)(d * d) * sizeof(double));
     for (wasi_int i = begin; i < end; i++) {
         piece p = piece_of(&j->v, i);
 #if WASI_IS_F32

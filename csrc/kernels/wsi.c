@@ -1,6 +1,8 @@
 #include "kernels/wsi.h"
 
+#include <float.h>
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "common/blas.h"

@@ -225,6 +225,27 @@ static wasi_status T(transport_state)(T(step_scratch) *w, const real *L, const r
     return WASI_OK;
 }
 
+/* Whether R_new = P A1 + D Q stays within the range of the type: |A1_k|^2 = sum_i T1_ik^2, and Q's rows have norm 1. */
+static bool T(in_range)(const T(step_scratch) *w, wasi_int K)
+{
+    const double largest = (WASI_IS_F32 ? FLT_MAX : DBL_MAX) / 2;
+    double *norm = w->GBM; /* no longer needed */
+    for (wasi_int k = 0; k < K; k++) {
+        double square = 0;
+        for (wasi_int i = 0; i <= k; i++)
+            square += w->T1[i * K + k] * w->T1[i * K + k];
+        norm[k] = sqrt(square);
+    }
+    for (wasi_int i = 0; i < K; i++) {
+        double bound = 0;
+        for (wasi_int k = 0; k < K; k++)
+            bound += fabs(w->X[i * K + k]) * norm[k] + fabs(w->Z[i * K + k]);
+        if (!(bound < largest))
+            return false;
+    }
+    return true;
+}
+
 /* The new factors from K x K products, before anything is written: M = Q A1' (A1 A1')^-1, N^-1, X = L_new' L, and of type
  * real P = X, D = -lr L_new' B, E = -lr M N^-1, so that R_new = P A1 + D Q and L_new = L N^-1 + B E. */
 static wasi_status T(solve_step)(T(step_scratch) *w, const real *L, double lr, wasi_int O, wasi_int I, wasi_int K,
@@ -260,7 +281,7 @@ static wasi_status T(solve_step)(T(step_scratch) *w, const real *L, double lr, w
     T(to_real)(w->P, 1, w->X, KK);
     T(to_real)(w->D, 1, w->Z, KK);
     T(to_real)(w->E, -lr, w->N, KK);
-    return T_PICK(all_finite)(w->E, KK) ? WASI_OK : WASI_ERR_NONFINITE;
+    return T(in_range)(w, K) && T_PICK(all_finite)(w->E, KK) ? WASI_OK : WASI_ERR_NONFINITE;
 }
 
 wasi_status T(wsi_step)(real *L, real *R, real *mA, real *mB, real *vA, real *vB, const double *Tri, const real *dL,
@@ -282,18 +303,14 @@ wasi_status T(wsi_step)(real *L, real *R, real *mA, real *mB, real *vA, real *vB
     WASI_TRY(T(choose_direction)(&w, L, R, mA, mB, vA, vB, dR, o, O, I, K, n_threads));
 
     WASI_TRY(T(solve_step)(&w, L, o->lr, O, I, K, n_threads));
-    real *R_new = w.Qnew;
+    real *R_new = mA ? w.Qnew : R; /* the state wants its triangle, which may fail, and the old R after that */
     WASI_TRY(T(gemm)(false, false, K, I, K, 1, w.P, K, w.A1, I, 0, R_new, I, n_threads));
     WASI_TRY(T(gemm)(false, false, K, I, K, 1, w.D, K, w.Q, I, 1, R_new, I, n_threads));
-    if (!T_PICK(all_finite)(R_new, K * I))
-        return WASI_ERR_NONFINITE;
-    if (mA)
+    if (mA) {
         WASI_TRY(T(row_factor)(w.T1, w.T1inv, R_new, w.A1, K, I, w.pass, n_threads));
-
-    /* Nothing fails from here on. */
-    if (mA)
         WASI_TRY(T(update_state)(&w, R, mA, mB, vA, vB, dR, o, O, I, K, n_threads));
-    memcpy(R, R_new, (size_t)(K * I) * sizeof(real));
+        memcpy(R, R_new, (size_t)(K * I) * sizeof(real));
+    }
     WASI_TRY(T(divide)(L, L, w.Ninv, false, O, K, w.pass, n_threads));
     WASI_TRY(T(gemm)(false, false, O, K, K, 1, w.B, K, w.E, K, 1, L, K, n_threads));
     return mA ? T(transport_state)(&w, L, R, mA, mB, vA, vB, o->lr, O, I, K, n_threads) : WASI_OK;
