@@ -191,6 +191,7 @@ def test_comparison_methods_run_without_further_options(folder, tmp_path, method
     (["--threads", "0", "--method", "dense"], "n: expected"),
     (["--method", "magic"], "--method: expected names out of dense, asi"),
     (["--method", "dense", "--data", "nowhere"], "nowhere"),
+    (["--method", "qwasi", "--start-scale", "0"], "start_scale: expected a finite number above 0, got 0.0"),
     (["--method", "wsi", "--targets", "mpl"], "target_modules: ['mpl'] match none"),
     (["--method", "dense", "--batch-size", "1000"], "1000"),
     (["--method", "dense", "--weights", "no.safetensors"], "weights: expected a safetensors file"),

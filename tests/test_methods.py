@@ -296,6 +296,20 @@ def test_gradient_factors_hold_the_best_part_of_the_gradient(rng, O, I):
     assert gradient_factors(W, G, variance=share - 1e-4)[0].shape == (O, 5)
 
 
+def test_start_scale_makes_the_factors_smaller_and_the_residual_takes_the_rest():
+    model, images, labels = model_and_batch()
+    weight = model.blocks[0].mlp.fc1.weight.data.copy()
+    options = MethodOptions(rank=4, bits=8, start_scale=0.01)
+    apply_method(model, "qwasi", options, [(images, labels)], verbose=False)
+    layer = model.blocks[0].mlp.fc1
+    s = 0.01 * np.linalg.norm(weight.astype(float)) / min(weight.shape) ** 0.5
+    np.testing.assert_allclose(np.linalg.svd(layer.R.data)[1], s, rtol=1e-4)
+    assert relative_error(layer.merged_weight(), weight) < 0.01
+    for scale in (0, -1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="start_scale: expected a finite number above 0"):
+            apply_method(model_and_batch()[0], "qwasi", MethodOptions(start_scale=scale), [(images, labels)])
+
+
 def test_frozen_parameters_stay_and_take_no_gradient():
     model, images, labels = model_and_batch()
     options = MethodOptions(rank=4, freeze=("patch_embed", "pos_embed", "blocks.1.mlp.fc1"))

@@ -65,6 +65,9 @@ def add_training_options(parser):
     add("--start", choices=STARTS, help="of the factors: SVD of the weight, plain, whitened by the inputs or weighted by the "
                                         "loss's Fisher matrix, or, for qwasi, the gradient's leading directions (default, "
                                         "calibrated: gradient for qwasi, fisher with --share, else whitened)")
+    add("--start-scale", type=float, default=1.0, metavar="S",
+        help="of qwasi's factors in the gradient's directions, beside the weight: smaller ones turn faster to later gradients' "
+             "(default: 1)")
     add("--bits", type=int, choices=(4, 8), help="of the frozen residual of qwasi and the frozen weights of qlora (default: 4)")
     add("--alpha", type=float, default=16.0, help="lora's scale times its rank")
     add("--lora-rank", type=int, default=8, help="of the updates of svd-llm-lora; lora itself takes --rank")

@@ -197,8 +197,9 @@ def method_options(args, method, model):
         rank, pattern = quarter_ranks(model, targets)
     ranks = numbers_of("--activation-ranks", args.activation_ranks, _number) if args.activation_ranks else None
     return MethodOptions(targets=targets, variance=0.9 if args.variance is None else args.variance, rank=rank, share=args.share,
-                         rank_pattern=pattern, bits=args.bits or 4, start=args.start, alpha=args.alpha, lora_rank=args.lora_rank,
-                         seed=args.seed, freeze=frozen(args, method), activation_ranks=ranks)
+                         rank_pattern=pattern, bits=args.bits or 4, start=args.start, start_scale=args.start_scale,
+                         alpha=args.alpha, lora_rank=args.lora_rank, seed=args.seed, freeze=frozen(args, method),
+                         activation_ranks=ranks)
 
 
 def frozen(args, method):

@@ -217,27 +217,29 @@ def weight_gradients(model, names, batches):
             p.grad = None
 
 
-def gradient_factors(W, G, **keep):
+def gradient_factors(W, G, scale=1.0, **keep):
     """Factors whose tangent space holds the best rank-K part of a gradient G of W: L = U_K, R = s V_K' where G = U S V'.
 
     A step changes L R by L A + B R: with these L and R the gradient's leading K singular directions, and whatever A and B make of
-    them later. s is the root mean square singular value of W, so that R R' = s^2 1 and L R is as large as W in K directions.
+    them later. s is `scale` times the root mean square singular value of W, so that R R' = s^2 1 and, at 1, L R is as large as W
+    in K directions. Smaller factors turn faster to where later gradients lead, as LoRA's do, which start at 0.
     W, G: (O, I); keep: rank or variance, of G's squared singular values. Returns L (O, K), R (K, I), the share of |G|^2 kept.
 
     Source: the start of LoRA-GA (arXiv 2407.05000), for a step that keeps L orthonormal.
     """
     U, S, Vt = linalg.truncated_svd(G, **keep)
-    return U, gradient_scale(W) * Vt, _share(S, G)
+    return U, np.float32(scale) * gradient_scale(W) * Vt, _share(S, G)
 
 
 class Sources:
     """What the factors of a model's linears start from, {layer name: array}; a layer without any starts from the plain SVD.
 
     covariances: E[x' x] of its inputs, or what `Gram` has in its place: whitened; slopes: E[d' d] of its outputs' gradients, with
-    covariances: weighed by the loss; gradients: dLoss/dW (O, I).
+    covariances: weighed by the loss; gradients: dLoss/dW (O, I), with the scale that `gradient_factors` takes.
     """
 
-    def __init__(self, covariances=None, gradients=None, slopes=None):
+    def __init__(self, covariances=None, gradients=None, slopes=None, scale=1.0):
+        self._scale = scale
         self.covariances, self.gradients, self.slopes = covariances or {}, gradients or {}, slopes or {}
         self._decomposed = {}  # {name: FisherSvd}, in the place of covariances and slopes
 
@@ -257,7 +259,7 @@ class Sources:
         if decomposed is not None:
             return *decomposed.factors(**keep), _share(decomposed.spectrum[: keep["rank"]], decomposed.spectrum)
         if G is not None:
-            return gradient_factors(W, G, **keep)
+            return gradient_factors(W, G, self._scale, **keep)
         if C is None:
             U, s, Vt = linalg.truncated_svd(W, **keep)
             return U, s[:, None] * Vt, _share(s, W)
@@ -277,7 +279,7 @@ def _share(S, A):
 
 
 def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, target_modules=None,
-              exclude_modules=(), verbose=True, residual_bits=None, gradients=None, fisher=None, share=None):
+              exclude_modules=(), verbose=True, residual_bits=None, gradients=None, fisher=None, share=None, start_scale=1.0):
     """Replaces linears of `model` by rank-K factors, in place, and returns the model.
 
     Parameters
@@ -294,6 +296,7 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     gradients: with residual_bits, an iterable of labelled batches (images, labels): the factors start in the leading
         directions of the loss's gradient (`gradient_factors`), by whose singular values `variance` then counts. The dense
         gradient of the targets exists while this is computed.
+    start_scale: of factors that start so, beside the weight's (`gradient_factors`).
     fisher: an iterable of labelled batches: then the error that is minimised is that of the loss on them, to second order
         (`linalg.fisher_svd`).
     share: instead of rank and variance, factors of so many times the targets' parameters in all, above 0 and at most 1. With
@@ -301,7 +304,7 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
         rank_pattern stand aside.
 
     Raises ValueError for targets that match nothing, variances outside (0, 1], ranks above a dimension, gradients without
-    a residual, more than one of whiten, gradients and fisher.
+    a residual, more than one of whiten, gradients and fisher, a start_scale that is not above 0.
     Source: WASI (arXiv 2510.09160), section 3.2; whitening after SVD-LLM (arXiv 2403.07378); fisher: arXiv 2505.17974.
 
     >>> from wasi.models import create_model
@@ -313,6 +316,7 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
     ranks = check_ranks(model, names, rank, rank_pattern, variance, share)
     if gradients is not None and residual_bits is None:
         raise ValueError("gradients: expected residual_bits of 4 or 8 with them: these factors alone do not stand for the weight")
+    check_start_scale(start_scale)
     if sum(batches is not None for batches in (whiten, gradients, fisher)) > 1:
         raise ValueError("whiten, gradients, fisher: expected at most one of them")
     if fisher is not None:
@@ -320,7 +324,7 @@ def factorize(model, variance=0.9, rank=None, rank_pattern=None, whiten=None, ta
         sources = Sources(covariances, slopes=slopes)
     else:
         sources = Sources(None if whiten is None else input_covariances(model, names, whiten),
-                          None if gradients is None else weight_gradients(model, names, gradients))
+                          None if gradients is None else weight_gradients(model, names, gradients), scale=start_scale)
     ranks = ranks_of_share(ranks, lambda name: model.get_module(name).weight.data, share, sources)
     done = []
     for name in names:
@@ -355,6 +359,12 @@ def ranks_by_name(names, rank, rank_pattern=None):
     if unknown:
         raise ValueError(f"rank_pattern: {unknown} are not among the targets ({', '.join(names)})")
     return {name: pattern.get(name, rank) for name in names}
+
+
+def check_start_scale(scale):
+    """Raises ValueError for a scale that is no number above 0."""
+    if not 0 < scale < np.inf:
+        raise ValueError(f"start_scale: expected a finite number above 0, got {scale}")
 
 
 def check_share(share, rank):

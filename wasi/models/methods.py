@@ -12,6 +12,7 @@ from wasi.layers.published import SvdLinear, WsiDenseLinear
 from wasi.layers.residual import BatchNorm
 from wasi.models.factorize import (
     check_ranks,
+    check_start_scale,
     factorization_table,
     factorize,
     find_targets,
@@ -33,6 +34,7 @@ class MethodOptions:
     bits: int = 4  # of the frozen residual or base
     start: str | None = None  # of factors: "svd", "whitened" or "fisher" of the weight, or "gradient" (over qwasi's residual
     #                           alone); None: what `default_start` says
+    start_scale: float = 1.0  # of factors in the gradient's directions, beside the weight's: smaller ones turn faster
     alpha: float = 16.0  # LoRA's: the update is scaled by alpha / rank
     lora_rank: int = 8  # of the updates of svd-llm-lora, whose factors `rank` is about
     seed: int = 0  # of LoRA's random start
@@ -76,6 +78,7 @@ def check_method(model, method, options=MethodOptions(), calibrated=False):
         if method == "svd-llm-lora":
             for name, rank in ranks.items():
                 _check_lora_rank(name, rank, options)
+    check_start_scale(options.start_scale)
     if not math.isfinite(options.alpha):
         raise ValueError(f"alpha: expected a finite number, got {options.alpha}")
     if options.activation_ranks is not None:
@@ -129,7 +132,7 @@ def _factorize(model, method, names, start, options, calibration):
     factorize(model, options.variance, options.rank, options.rank_pattern, calibration if start == "whitened" else None,
               options.targets, verbose=False, residual_bits=options.bits if method == "qwasi" else None,
               gradients=calibration if start == "gradient" else None,
-              fisher=calibration if start == "fisher" else None, share=options.share)
+              fisher=calibration if start == "fisher" else None, share=options.share, start_scale=options.start_scale)
     for name, layer in dense.items():
         new = SvdLinear if method == "svd" else WsiDenseLinear
         model.set_module(name, new(layer.weight.data, layer.bias and layer.bias.data, model.get_module(name).rank))

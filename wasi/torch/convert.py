@@ -14,6 +14,7 @@ from wasi.models.factorize import (
     Sources,
     check_rank,
     check_share,
+    check_start_scale,
     factorization_table,
     match_targets,
     ranks_by_name,
@@ -69,7 +70,7 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
     if isinstance(method, Plan):
         if options is not None or gelu_bits is not None:
             raise ValueError("options, gelu_bits: expected None with a plan, which decides them")
-        choices, variance, share = _planned(method, linears), None, None
+        choices, variance, share, scale = _planned(method, linears), None, None, 1.0
         start = method.start
         excluded = set(match_targets(list(choices), exclude_modules)) if exclude_modules else set()
         choices = {name: choice for name, choice in choices.items() if name not in excluded}
@@ -80,7 +81,9 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
             raise ValueError(f"method: expected a wasi.Plan or one of {', '.join(METHODS)}, got {method!r}")
         options = options or MethodOptions()
         check_share(options.share, options.rank)
+        check_start_scale(options.start_scale)
         choices, variance, share = _chosen(method, options, linears, exclude_modules), options.variance, options.share
+        scale = options.start_scale
         start = options.start or default_start(method, calibration is not None, share)
         if start == "gradient" and method != "qwasi":
             raise ValueError("start: expected 'svd', 'whitened' or 'fisher' for a method without residuals, "
@@ -91,7 +94,7 @@ def convert(module, method, options=None, exclude_modules=(), calibration=None, 
     _check(module, linears, choices, variance)
     new_gelus = {path: Gelu(bits, path) for path, bits in gelus.items()}
     starts = {name: _start_of(choice, start, calibration is not None) for name, choice in choices.items() if choice.factored}
-    sources = Sources(*_calibrate(linears, starts, calibration))
+    sources = Sources(*_calibrate(linears, starts, calibration), scale=scale)
     ranks = ranks_of_share({name: choice.rank for name, choice in choices.items() if choice.factored},
                            lambda name: as_array(linears[name].weight, name), share, sources)
     choices = {name: replace(choice, rank=ranks.get(name)) for name, choice in choices.items()}
