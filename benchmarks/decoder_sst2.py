@@ -5,11 +5,11 @@ Trains what the folder of runs does not hold yet and writes the table from it, s
     python benchmarks/decoder_sst2.py --data SST2 --weights stories260K.bin --tokenizer tok512.bin --runs runs --out decoder_sst2
 
 AdamW, batches of 32 sentences of about one length, all linears of all blocks; factors start whitened, those of qwasi in the
-gradient's leading directions; qwasi leaves the embedding as it is. A seed fixes head, order and LoRA's start. 1,000 of the training
-sentences are held out: each method takes of its learning rates the one that is most accurate on these with the first seed. The
-table's accuracy is that of the last epoch on the sentences of dev.tsv and test.tsv, which nothing was chosen by. Differences are
-between runs of one seed on the same sentences; beside their deviation over seeds stands what the choice of sentences adds, the
-standard error of their mean.
+gradient's leading directions; qwasi leaves the embedding as it is. A seed fixes head, order and LoRA's start. 1,000 of the
+training sentences are held out: each method takes of its learning rates the one that is most accurate on these with the first
+seed. The table's accuracy is that of the last epoch on the sentences of dev.tsv and test.tsv, which nothing was chosen by.
+Differences are between runs of one seed on the same sentences; beside their deviation over seeds stands what the choice of
+sentences adds, the standard error of their mean.
 """
 
 import argparse
