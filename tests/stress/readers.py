@@ -41,6 +41,7 @@ CONFIG = {"img_size": 8, "num_classes": 2, "embed_dim": 8, "depth": 1, "num_head
 LLAMA = {"vocab_size": 11, "embed_dim": 8, "hidden_dim": 12, "depth": 1, "num_heads": 2, "num_kv_heads": 1, "max_length": 6}
 
 RESNET = {"img_size": 8, "num_classes": 2, "widths": (4, 4), "depths": (1, 1)}
+SWIN = {"img_size": 8, "num_classes": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "window_size": 2}
 
 
 class Finding(AssertionError):
@@ -118,6 +119,9 @@ def _models():
     yield wasi.create_model("llama_micro", **LLAMA)
     for method in ("dense", "wasi"):
         yield apply_method(wasi.create_model("resnet18", **RESNET), method, MethodOptions(rank=2), verbose=False)
+    for method in ("dense", "wasi"):
+        swin = wasi.create_model("swin_micro_patch2_window4_32", **SWIN)
+        yield apply_method(swin, method, MethodOptions(rank=2), verbose=False)
 
 
 def _bytes_of(write):
