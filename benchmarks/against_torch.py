@@ -5,11 +5,12 @@
 Each row is a process of its own, one after the other: no other row's memory or threads are there. SGD, gradients clipped to
 norm 1. Rows of PyTorch are the variants of rivals.py; rows of wasi factor all linears of every block. Their weights have random
 singular vectors and singular values proportional to (i + 1)^-0.5; "wsi" and "wasi" keep 0.8 of the energy, "qwasi" has rank 64
-over a 4-bit residual; "wasi" compresses the inputs of linears besides, to half of each mode and 64 channels. "exact" rows walk
-the batch in micro-batches and run blocks again in backward: the same gradient, less memory. "least" rows walk it in smaller ones,
-keep what blocks keep in 8 bits and sum gradients in bfloat16 (kept.py has the error). ", bf16" rows round the factors of products
-to bfloat16, as PyTorch's autocast does. Of a residual network's batch norms micro-batches would change the statistics, but for
-"lora" and "qlora", where they are frozen: "recomputed" and "8 bits kept" rows walk the batch whole.
+over a 4-bit residual, and leaves stem and batch norms as they are; "wasi" compresses the inputs of linears besides, to half of
+each mode and 64 channels. "exact" rows walk the batch in micro-batches and run blocks again in backward: the same gradient, less
+memory. "least" rows walk it in smaller ones, keep what blocks keep in 8 bits and sum gradients in bfloat16 (kept.py has the
+error). ", bf16" rows round the factors of products to bfloat16, as PyTorch's autocast does. Of a residual network's batch norms
+micro-batches would change the statistics, but for "qwasi", "lora" and "qlora", where they are frozen: "recomputed" and "8 bits
+kept" rows walk the batch whole.
 
 GFLOP are those of the products that a row does (for PyTorch: of dense training without recomputation); their rate is given
 beside that of a large sgemm of wasi's on as many threads, taken before the rows. Integer products count as if in float32.

@@ -25,7 +25,8 @@ def decaying_spectrum(weight, rng):
 def build(model_name, img_size, method, rank=None):
     """The model of a method over all linears, 10 classes; other than dense ones start from weights with a decaying spectrum.
 
-    "wsi" and "wasi" keep 0.8 of the spectrum's energy unless a rank is given; "qwasi" has rank 64 over a 4-bit residual.
+    "wsi" and "wasi" keep 0.8 of the spectrum's energy unless a rank is given; "qwasi" has rank 64 over a 4-bit residual, and
+    leaves stem and batch norms as they are.
     """
     model = wasi.create_model(model_name, num_classes=10, img_size=img_size)
     if method != "dense":
@@ -34,7 +35,8 @@ def build(model_name, img_size, method, rank=None):
             weight = model.get_module(name).weight
             weight.data = np.ascontiguousarray(decaying_spectrum(weight.data, rng))
         rank = rank or (64 if method == "qwasi" else None)
-        apply_method(model, method, MethodOptions(("all",), variance=0.8, rank=rank), verbose=False)
+        freeze = ("stem", "batchnorm") if method == "qwasi" else ()
+        apply_method(model, method, MethodOptions(("all",), variance=0.8, rank=rank, freeze=freeze), verbose=False)
     return model
 
 
