@@ -91,6 +91,16 @@ def test_early_stopping_class_weights_and_other_options(squares):
     assert tiny(class_weight="balanced").fit(X[:40], y[:40]).score(X, y) > 0.9
 
 
+@pytest.mark.parametrize("options, stays", [({}, True), ({"freeze": ()}, False)])
+def test_qwasi_leaves_the_stem_of_published_weights_as_it_is(squares, tmp_path, options, stays):
+    X, y = squares
+    published = wasi.create_model("vit_micro_patch4_32", num_classes=2, **TINY, img_size=10)
+    wasi.export(published, tmp_path / "weights.safetensors", "timm")
+    classifier = tiny(method="qwasi", method_options={"rank": 4, **options}, weights=tmp_path / "weights.safetensors",
+                      img_size=10, epochs=1).fit(X, y)
+    assert np.array_equal(classifier.model_.pos_embed.data, published.pos_embed.data) == stays
+
+
 def test_parameters_are_kept_as_they_came_and_fits_repeat(squares):
     X, y = squares
     classifier = tiny(epochs=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import wasi
 from wasi.cli import texts
 from wasi.models import create_model, find_targets
-from wasi.models.methods import FACTORED, METHODS, MethodOptions, check_method, default_start
+from wasi.models.methods import FACTORED, METHODS, MethodOptions, check_method, default_freeze, default_start
 from wasi.training.augment import RandAugment
 from wasi.training.data import Loader, Transform, open_splits, sign_digits
 from wasi.training.loop import EarlyStopping, ParamGroup, TrainConfig
@@ -203,9 +203,9 @@ def method_options(args, method, model):
 
 
 def frozen(args, method):
-    """Names of what is left as it is: those of --freeze, else stem and batch norms of a pretrained model that qwasi trains."""
+    """Names of what is left as it is: those of --freeze, else `default_freeze`."""
     if args.freeze is None:
-        return ("stem", "batchnorm") if method == "qwasi" and args.weights else ()
+        return default_freeze(method, bool(args.weights))
     return () if args.freeze == "none" else tuple(args.freeze.split(","))
 
 

@@ -57,6 +57,11 @@ def default_start(method, calibrated, share=None):
     return "whitened" if share is None or method.startswith("svd-llm") else "fisher"
 
 
+def default_freeze(method, pretrained):
+    """What a method leaves as it is unless told otherwise: of a pretrained model that qwasi trains, stem and batch norms."""
+    return ("stem", "batchnorm") if method == "qwasi" and pretrained else ()
+
+
 def check_method(model, method, options=MethodOptions(), calibrated=False):
     """(names of the targets, what their factors start from) of what `apply_method` would do with a model, which stays as it is.
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from wasi.models import create_model
 from wasi.models.images import probabilities
-from wasi.models.methods import MethodOptions, apply_method
+from wasi.models.methods import MethodOptions, apply_method, default_freeze
 from wasi.models.swin import SWIN_CONFIGS
 from wasi.models.vit import CONFIGS
 from wasi.training.config import EarlyStopping, TrainConfig
@@ -136,7 +136,8 @@ class WasiClassifier:
         images = self._input(X)
         train_rows, val_rows = self._split(len(X), seed)
         loader = ArrayLoader(images, targets, train_rows, self.batch_size, seed)
-        options = MethodOptions(**{"seed": seed, **(self.method_options or {})})
+        freeze = default_freeze(self.method, self.weights is not None)
+        options = MethodOptions(**{"seed": seed, "freeze": freeze, **(self.method_options or {})})
         first = [batch for _, batch in zip(range(N_CALIBRATION), loader)]
         apply_method(model, self.method, options, first if self.weights or self.method.startswith("svd-llm") else None,
                      verbose=False)
