@@ -372,6 +372,9 @@ def test_frozen_matrices_stay_in_the_file(tmp_path, rng, tied, dtype):
     assert wasi.generate(loaded, [1, 2], 5) == wasi.generate(whole, [1, 2], 5)
     with pytest.raises(ValueError, match="last_layers: expected 0 to 2, got 3"):
         load_llama(tmp_path, last_layers=3)
+    options = MethodOptions(("all",), rank=2, freeze=("stem",))  # which is frozen as it is
+    qwasi = apply_method(load_llama(tmp_path, last_layers=1), "qwasi", options, verbose=False)
+    assert {n.split(".")[1] for n, p in qwasi.named_parameters() if p.trainable and n.startswith("blocks.")} == {"1"}
     wasi.merge(model)
     assert all(p.trainable and p.data.flags.writeable for _, p in model.named_parameters())
     assert_close(model.forward(tokens), logits, factor=5)

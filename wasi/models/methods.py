@@ -156,8 +156,10 @@ def _is_in(name, modules):
 
 def frozen_names(model, names):
     """Dotted names of parameters or modules, with those that the words "stem" and "batchnorm" stand for in their place."""
-    groups = {"stem": model.stem, "batchnorm": tuple(n for n, m in model.named_modules() if isinstance(m, BatchNorm))}
-    return tuple(own for name in names for own in groups.get(name, (name,)))
+    own = [name for name, _ in model.named_parameters()]
+    stem = [name for name in getattr(model, "stem", ()) if any(_is_in(n, (name,)) for n in own)]  # not one that a file maps
+    groups = {"stem": stem, "batchnorm": [name for name, module in model.named_modules() if isinstance(module, BatchNorm)]}
+    return tuple(n for name in names for n in groups.get(name, (name,)))
 
 
 def freeze_parameters(model, names):
