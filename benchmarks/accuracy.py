@@ -30,7 +30,7 @@ from harness import RESULTS, commit, context, mib, write_results
 import wasi
 from wasi.layers import ActivationPolicy, FactoredLinear
 from wasi.models import load_model
-from wasi.models.methods import FACTORED, MethodOptions, apply_method
+from wasi.models.methods import FACTORED, MethodOptions, apply_method, default_freeze
 from wasi.names import PRECISIONS
 from wasi.training.data import Loader, Transform, open_splits
 from wasi.training.loop import TrainConfig, train
@@ -106,7 +106,7 @@ SCRATCH = {
 
 def transfer(dense_lrs, qwasi_lrs, lora_lrs):
     """Rows of the transfer tables by the rates that methods choose from."""
-    frozen = {"freeze": ("stem", "batchnorm")}
+    frozen = {"freeze": default_freeze("qwasi", pretrained=True)}
     return {
         "dense": Row("dense", dense_lrs),
         "dense, stem and batch norms frozen": Row("dense", dense_lrs, options=frozen),

@@ -10,7 +10,7 @@ import numpy as np
 
 import wasi
 from wasi.layers import ActivationPolicy
-from wasi.models.methods import METHODS, MethodOptions, apply_method
+from wasi.models.methods import METHODS, MethodOptions, apply_method, default_freeze
 from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
 
@@ -35,7 +35,7 @@ def build(model_name, img_size, method, rank=None):
             weight = model.get_module(name).weight
             weight.data = np.ascontiguousarray(decaying_spectrum(weight.data, rng))
         rank = rank or (64 if method == "qwasi" else None)
-        freeze = ("stem", "batchnorm") if method == "qwasi" else ()
+        freeze = default_freeze(method, pretrained=True)
         apply_method(model, method, MethodOptions(("all",), variance=0.8, rank=rank, freeze=freeze), verbose=False)
     return model
 

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
 import wasi
 from wasi.models.llama import Llama, LlamaConfig, random_arrays
 from wasi.reference.resnet import resnet_logits, resnet_loss
 from wasi.reference.swin import swin_logits, swin_loss
 from wasi.reference.vit import vit_logits, vit_loss
+from wasi.training.optimizer import Optimizer
+from wasi.training.step import accumulate_gradient
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,21 @@ def wide(model):
 
 def gradients_of(model):
     return {n: p.grad for n, p in model.named_parameters() if p.trainable}
+
+
+def assert_same_loss_curve(torch, rng, model, twin, n_steps, batch_size, lr, rel):
+    """Steps of SGD on noisy prototypes of 5 classes: the losses are those of the PyTorch twin within `rel`, and fall."""
+    S = model.config.img_size
+    theirs, ours, prototypes = torch.optim.SGD(twin.parameters(), lr), Optimizer(model), rng.standard_normal((5, 3, S, S))
+    losses = []
+    for _ in range(n_steps):
+        labels = rng.integers(0, 5, batch_size)
+        images = (prototypes[labels] + rng.standard_normal((batch_size, 3, S, S))).astype(np.float32)
+        loss = torch.nn.functional.cross_entropy(twin(torch.from_numpy(images)), torch.from_numpy(labels))
+        loss.backward()
+        theirs.step()
+        theirs.zero_grad()
+        losses.append(loss.item())
+        assert accumulate_gradient(model, images, labels).loss == pytest.approx(losses[-1], rel=rel)
+        ours.step(lr)
+    assert losses[-1] < 0.7 * losses[0]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_models import RESNET, gradients_of
+from small_models import RESNET, assert_same_loss_curve, gradients_of
 from tables import relative_error
 
 import wasi
@@ -57,19 +57,7 @@ def test_the_loss_curve_is_pytorchs(rng, torch):
     """A small network: in deep ones a relu that lets through by rounding alone makes curves part, PyTorch's from its own too."""
     model = wasi.create_model(NAME, num_classes=5)
     twin = torch_twin(torch, model)
-    theirs, ours, prototypes = torch.optim.SGD(twin.parameters(), 0.05), Optimizer(model), rng.standard_normal((5, 3, 32, 32))
-    losses = []
-    for _ in range(16):
-        labels = rng.integers(0, 5, 16)
-        images = (prototypes[labels] + rng.standard_normal((16, 3, 32, 32))).astype(np.float32)
-        loss = torch.nn.functional.cross_entropy(twin(torch.from_numpy(images)), torch.from_numpy(labels))
-        loss.backward()
-        theirs.step()
-        theirs.zero_grad()
-        losses.append(loss.item())
-        assert accumulate_gradient(model, images, labels).loss == pytest.approx(losses[-1], rel=0.01)
-        ours.step(0.05)
-    assert losses[-1] < 0.7 * losses[0]
+    assert_same_loss_curve(torch, rng, model, twin, n_steps=16, batch_size=16, lr=0.05, rel=0.01)
 
 
 def test_published_size_and_flops():

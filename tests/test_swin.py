@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_models import SWIN, gradients_of
+from small_models import SWIN, assert_same_loss_curve, gradients_of
 from tables import relative_error
 
 import wasi
@@ -11,7 +11,6 @@ from wasi.layers.compression import Compressed
 from wasi.models import load_weights, save_model
 from wasi.models.factorize import input_covariances
 from wasi.reference.swin import relative_bias
-from wasi.training.optimizer import Optimizer
 from wasi.training.step import accumulate_gradient
 
 NAME, SMALL = SWIN.name, SWIN.sizes
@@ -48,19 +47,7 @@ def test_the_loss_curve_is_pytorchs(rng, torch):
     """Over 30 steps of SGD; of Swin-T in benchmarks/results/swin_curves.md."""
     model = wasi.create_model(NAME, **SMALL)
     twin = torch_twin(torch, model)
-    theirs, ours, prototypes = torch.optim.SGD(twin.parameters(), 0.1), Optimizer(model), rng.standard_normal((5, 3, 16, 16))
-    losses = []
-    for _ in range(30):
-        labels = rng.integers(0, 5, 8)
-        images = (prototypes[labels] + rng.standard_normal((8, 3, 16, 16))).astype(np.float32)
-        loss = torch.nn.functional.cross_entropy(twin(torch.from_numpy(images)), torch.from_numpy(labels))
-        loss.backward()
-        theirs.step()
-        theirs.zero_grad()
-        losses.append(loss.item())
-        assert accumulate_gradient(model, images, labels).loss == pytest.approx(losses[-1], rel=1e-4)
-        ours.step(0.1)
-    assert losses[-1] < 0.7 * losses[0]
+    assert_same_loss_curve(torch, rng, model, twin, n_steps=30, batch_size=8, lr=0.1, rel=1e-4)
 
 
 def test_the_bias_table_is_read_as_published(rng):

@@ -46,6 +46,14 @@ static inline void transpose(__m512i v[LANES])
     }
 }
 
+/* The first n_units units of 16 vectors, those that are wanted, side by side unit for unit. */
+static inline void put_vectors(uint32_t *units, int width, __mmask16 wanted, __m512i v[LANES], wasi_int n_units)
+{
+    transpose(v);
+    for (wasi_int u = 0; u < n_units; u++)
+        _mm512_mask_storeu_epi32(units + u * width, wanted, v[u]);
+}
+
 BF16 void WASI_SIMD(wasi_bgemm_pack_rows)(uint32_t *units, int width, const float *source, wasi_int ld, wasi_int n,
                                           wasi_int K)
 {
@@ -63,10 +71,7 @@ BF16 void WASI_SIMD(wasi_bgemm_pack_rows)(uint32_t *units, int width, const floa
                                                                  _mm512_maskz_loadu_ps(low, row))
                                  : _mm512_setzero_si512();
             }
-            transpose(v);
-            __mmask16 wanted = first(width - j);
-            for (wasi_int u = 0; u < n_units; u++)
-                _mm512_mask_storeu_epi32(units + u * width + j, wanted, v[u]);
+            put_vectors(units + j, width, first(width - j), v, n_units);
         }
         units += LANES * width;
     }
@@ -104,10 +109,7 @@ void WASI_SIMD(wasi_bgemm_take_rows)(uint32_t *units, int width, const uint16_t 
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++)
                 v[i] = j + i < n ? _mm512_maskz_loadu_epi16(here, source + (j + i) * ld + k) : _mm512_setzero_si512();
-            transpose(v);
-            __mmask16 wanted = first(width - j);
-            for (wasi_int u = 0; u < n_units; u++)
-                _mm512_mask_storeu_epi32(units + u * width + j, wanted, v[u]);
+            put_vectors(units + j, width, first(width - j), v, n_units);
         }
         units += LANES * width;
     }
