@@ -13,7 +13,7 @@ import numpy as np
 from wasi.drawing import STYLE, new_figure, to_svg
 from wasi.reports import comparison, curves, layers
 from wasi.reports.runs import number, text
-from wasi.training.runlog import draw_accuracy, draw_loss, draw_perplexity, perplexity
+from wasi.training.runlog import draw_accuracy, draw_loss, draw_perplexity, per_class, perplexity
 
 MIB = 2**20
 OPEN_RUNS = 2  # more runs than this are folded away
@@ -281,18 +281,17 @@ def _confusion(run):
     parts = ["<h3>Confusion</h3>",
              '<p class="dim">Validation samples by what they are and what they were taken for, in the last epoch, or in the best '
              "one where its model was restored.</p>"]
-    sums, predicted = [sum(row) for row in counts], [sum(column) for column in zip(*counts)]
+    by_class = per_class(np.array(counts, object))  # Python's numbers: a damaged file's sums may be beyond int64
     if len(names) > MOST_CLASSES:
         pairs = sorted(((n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j),
                        key=lambda pair: -pair[0])
-        rows = [[names[i], names[j], _data(n), _data(n / sums[i], "{:.1%}")] for n, i, j in pairs[:MOST_PAIRS]]
+        rows = [[names[i], names[j], _data(n), _data(n / by_class[i]["samples"], "{:.1%}")] for n, i, j in pairs[:MOST_PAIRS]]
         return [*parts, _table(["true class", "taken for", "samples", "of the class"], rows)]
     rows = []
-    for i, (name, row) in enumerate(zip(names, counts)):
-        shades = (f'<span class="cell" style="--part:{n / max(sums[i], 1):.3f}">{_data(n)}</span>' for n in row)
-        rows.append([name, *shades, _data(row[i] / sums[i] if sums[i] else None, "{:.1%}")])  # its recall
-    precision = [counts[j][j] / n if n else None for j, n in enumerate(predicted)]
-    rows.append(["<strong>precision</strong>", *(_data(share, "{:.1%}") for share in precision), ""])
+    for name, row, of_class in zip(names, counts, by_class):
+        shades = (f'<span class="cell" style="--part:{n / max(of_class["samples"], 1):.3f}">{_data(n)}</span>' for n in row)
+        rows.append([name, *shades, _data(of_class["recall"], "{:.1%}")])
+    rows.append(["<strong>precision</strong>", *(_data(of_class["precision"], "{:.1%}") for of_class in by_class), ""])
     return [*parts, _table(["true class", *run.classes, "recall"], rows)]
 
 

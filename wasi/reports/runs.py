@@ -160,19 +160,21 @@ def _read_confusion(run):
 
 def _text_of(run, name):
     """The text of a file of a run folder."""
-    if (run.path / name).stat().st_size > LARGEST_FILE:
-        raise ValueError(f"larger than {LARGEST_FILE} bytes")
-    with open(run.path / name, errors="replace", newline="") as file:
+    with open(_small(run.path / name), errors="replace", newline="") as file:
         return file.read()
+
+
+def _small(path):
+    """The path. Raises ValueError where its file is larger than any that is read."""
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"larger than {LARGEST_FILE} bytes")
+    return path
 
 
 def _read_json(run, name, meaning, kind):
     """The JSON value of a file, or None with a line in `absent`."""
-    path = run.path / name
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"larger than {LARGEST_FILE} bytes")
-        value = json.loads(path.read_bytes())
+        value = json.loads(_small(run.path / name).read_bytes())
         if isinstance(value, kind):
             return value
         raise ValueError(f"not a JSON {'object' if kind is dict else 'list'}")

@@ -120,6 +120,16 @@ def _header(path):
         return next(csv.reader(file), [])
 
 
+def per_class(confusion):
+    """A dict a class: samples, recall (the class's accuracy) and precision, None where nothing is to be divided by.
+
+    confusion: (classes, classes) whole numbers, samples of each true class (row) by predicted class (column).
+    """
+    right, samples, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    return [{"samples": int(s), "recall": r / s if s else None, "precision": r / p if p else None}
+            for r, s, p in zip(right.tolist(), samples.tolist(), predicted.tolist())]
+
+
 def write_confusion(path, confusion, classes):
     """Writes samples by true class (row) and predicted class (column) to a CSV file, which appears whole or not at all.
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wasi.training.runlog import per_class
+
 
 @dataclass
 class BatchResult:
@@ -35,10 +37,8 @@ class Evaluation(BatchResult):
         return None if self.n_top5 is None else self.n_top5 / self.n
 
     def per_class(self):
-        """A dict a class: samples, recall (the class's accuracy) and precision, None where nothing is to be divided by."""
-        right, samples, predicted = np.diag(self.confusion), self.confusion.sum(1), self.confusion.sum(0)
-        return [{"samples": int(s), "recall": r / s if s else None, "precision": r / p if p else None}
-                for r, s, p in zip(right.tolist(), samples.tolist(), predicted.tolist())]
+        """`per_class` of its confusion."""
+        return per_class(self.confusion)
 
 
 def accumulate_gradient(model, images, labels, micro_batch=None, label_smoothing=0.0, after=None, class_weights=None):
